@@ -1,0 +1,75 @@
+//! The vocabulary of the whole program: identifiers, time, directions and drop reasons.
+//!
+//! Everything here is a small `Copy` value with a [`Display`](std::fmt::Display) and no
+//! behaviour beyond its own validity. No bare `u16` or `u64` with a meaning crosses a module
+//! border: it crosses as one of these.
+//!
+//! This module is the lowest layer. It imports nothing of ours and makes no system call.
+
+mod drop_reason;
+mod endpoint;
+mod moment;
+mod names;
+
+pub use drop_reason::DropReason;
+pub use endpoint::EndpointId;
+pub use endpoint::EndpointRef;
+pub use endpoint::EndpointSlot;
+pub use endpoint::Generation;
+pub use endpoint::ParseEndpointIdError;
+pub use moment::Moment;
+pub use names::LinkName;
+pub use names::Side;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// UDP port of GENEVE (RFC 8926 §3.3), the only one a Gateway Load Balancer uses.
+pub const GENEVE_PORT: u16 = 6081;
+
+/// Largest inner packet, in bytes, that a Gateway Load Balancer takes back.
+///
+/// AWS guide, "Gateway Load Balancers", *Maximum transmission unit*: packets above 8,500 bytes
+/// are dropped, without an ICMP message.
+pub const INNER_BYTES_MAX: usize = 8500;
+
+/// Number of a worker, counted from 0. It is also the number of its queue of every TUN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub u16);
+
+impl WorkerId {
+    /// The worker's number as an index.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Where a GENEVE datagram came from and which of our addresses it hit.
+///
+/// The answer swaps the addresses and keeps the ports: it leaves from `local`, source port
+/// `remote_port`, to `remote`, destination port [`GENEVE_PORT`]. AWS encapsulates IPv6 in IPv4
+/// too, so the outer packet is always IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OuterPath {
+    /// Our address: the destination of the received datagram.
+    pub local: Ipv4Addr,
+    /// The load balancer node: the source of the received datagram.
+    pub remote: Ipv4Addr,
+    /// The UDP source port that the node used.
+    pub remote_port: u16,
+}
+
+/// Which way a packet goes through the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the load balancer to a TUN: the GENEVE header comes off.
+    Decap,
+    /// From a TUN to the load balancer: the GENEVE header goes back on.
+    Encap,
+}
