@@ -39,3 +39,4 @@
 //! [`control`].
 
 pub mod types;
+pub mod wire;
