@@ -38,5 +38,6 @@
 //! [`uring`] (who owns which buffer), [`flow`] (how a packet finds its way back), then
 //! [`control`].
 
+pub mod flow;
 pub mod types;
 pub mod wire;

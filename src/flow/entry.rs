@@ -1,0 +1,282 @@
+//! What the table remembers of one flow, and the rules by which a header enters and leaves.
+//!
+//! An entry is plain bytes, `Copy`, aligned to nothing and without a pointer: 60 bytes for IPv4,
+//! 84 for IPv6. `K` is the length of the key ([`key`](super::key)), 19 or 43:
+//!
+//! ```text
+//!  0        K          K+1                                                  K+21           K+41
+//!  ┌────────┬──────────┬────────────────────────────────────────────────────┬──────────────┐
+//!  │  key   │ received │                    forward side                    │ backward side│
+//!  └────────┴──────────┴────────────────────────────────────────────────────┴──────────────┘
+//!              bit 0 forward, bit 1 backward: the load balancer has sent this way
+//!
+//!                      0           4        8          10      14       18            20
+//!                      ┌───────────┬────────┬──────────┬───────┬────────┬─────────────┐
+//!              a side: │ last seen │ cookie │ template │ local │ remote │ remote port │
+//!                      └───────────┴────────┴──────────┴───────┴────────┴─────────────┘
+//!                        seconds     what the load balancer sent last this way
+//! ```
+//!
+//! Time is kept in whole seconds of [`Moment`](crate::types::Moment).
+
+use std::net::Ipv4Addr;
+
+use super::COOKIE_BYTES;
+use super::TemplateId;
+use super::key::V4_KEY_BYTES;
+use super::key::V6_KEY_BYTES;
+use super::key::Way;
+use crate::types::OuterPath;
+
+/// Everything needed to send a packet of a flow back to the load balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoredHeader {
+    /// Which of the endpoint's templates gives the GENEVE header.
+    pub template: TemplateId,
+    /// The flow cookie that belongs into it.
+    pub cookie: [u8; COOKIE_BYTES],
+    /// Where the header came from and where to.
+    pub outer: OuterPath,
+}
+
+const HEADER_PACKED_BYTES: usize = 16;
+
+impl StoredHeader {
+    fn pack(&self) -> [u8; HEADER_PACKED_BYTES] {
+        let mut bytes = [0; HEADER_PACKED_BYTES];
+        bytes[..4].copy_from_slice(&self.cookie);
+        bytes[4..6].copy_from_slice(&self.template.get().to_be_bytes());
+        bytes[6..10].copy_from_slice(&self.outer.local.octets());
+        bytes[10..14].copy_from_slice(&self.outer.remote.octets());
+        bytes[14..].copy_from_slice(&self.outer.remote_port.to_be_bytes());
+        bytes
+    }
+
+    const fn unpack(bytes: &[u8; HEADER_PACKED_BYTES]) -> Self {
+        let [c0, c1, c2, c3, t0, t1, l0, l1, l2, l3, r0, r1, r2, r3, p0, p1] = *bytes;
+        Self {
+            template: TemplateId::new(u16::from_be_bytes([t0, t1])),
+            cookie: [c0, c1, c2, c3],
+            outer: OuterPath {
+                local: Ipv4Addr::new(l0, l1, l2, l3),
+                remote: Ipv4Addr::new(r0, r1, r2, r3),
+                remote_port: u16::from_be_bytes([p0, p1]),
+            },
+        }
+    }
+}
+
+/// One flow: its key and its state.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Entry<const KEY: usize> {
+    pub(super) key: [u8; KEY],
+    pub(super) state: FlowState,
+}
+
+const _: () = assert!(size_of::<Entry<V4_KEY_BYTES>>() == 60);
+const _: () = assert!(size_of::<Entry<V6_KEY_BYTES>>() == 84);
+
+/// The part of an entry that does not depend on the IP version.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct FlowState {
+    /// Never zero: the other side's header only goes when this side's has come.
+    received: u8,
+    sides: [Side; 2],
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Side {
+    seen_secs: [u8; 4],
+    header: [u8; HEADER_PACKED_BYTES],
+}
+
+impl FlowState {
+    /// A flow of which the load balancer has just sent its first packet.
+    #[inline]
+    pub(super) fn new(way: Way, header: &StoredHeader, now_secs: u32) -> Self {
+        // The other side was never seen, which must not make the flow look younger.
+        let unseen = Side { seen_secs: [0; 4], header: [0; HEADER_PACKED_BYTES] };
+        let mut state = Self { received: 0, sides: [unseen; 2] };
+        state.learn(way, header, now_secs);
+        state
+    }
+
+    /// Stores the header that the load balancer sent last this way.
+    ///
+    /// A cookie that changes means that the load balancer has a new flow under this 5-tuple
+    /// (ports are reused), and the other side's header belongs to the old one: it goes, unless
+    /// it already has the new cookie.
+    #[inline]
+    pub(super) fn learn(&mut self, way: Way, header: &StoredHeader, now_secs: u32) {
+        let other = way.opposite();
+        let is_new_flow = self.has(way) && self.cookie(way) != header.cookie;
+        if is_new_flow && self.cookie(other) != header.cookie {
+            self.received &= !bit(other);
+        }
+        self.received |= bit(way);
+        self.sides[way.index()].header = header.pack();
+        self.refresh(way, now_secs);
+    }
+
+    /// The header for a packet that goes this way: its own side's, else the other side's.
+    #[inline]
+    pub(super) const fn header(&self, way: Way) -> StoredHeader {
+        let side = if self.has(way) { way } else { way.opposite() };
+        StoredHeader::unpack(&self.sides[side.index()].header)
+    }
+
+    /// Notes a packet that goes this way. Workers read the clock each for themselves, so `now`
+    /// may lie before what another one noted.
+    #[inline]
+    pub(super) fn refresh(&mut self, way: Way, now_secs: u32) {
+        let seen = &mut self.sides[way.index()].seen_secs;
+        *seen = u32::from_ne_bytes(*seen).max(now_secs).to_ne_bytes();
+    }
+
+    /// Whether the load balancer has sent both ways. A flood that nobody answers never gets here.
+    pub(super) const fn is_two_way(&self) -> bool {
+        self.received == bit(Way::Forward) | bit(Way::Backward)
+    }
+
+    /// When a packet of either direction, from either side, was last seen.
+    pub(super) fn last_seen_secs(&self) -> u32 {
+        let [forward, backward] = self.sides.map(|side| u32::from_ne_bytes(side.seen_secs));
+        forward.max(backward)
+    }
+
+    /// Seconds for which the flow has certainly been idle. Both moments are cut to whole
+    /// seconds, so one second of their difference may not have passed.
+    pub(super) fn idle_secs(&self, now_secs: u32) -> u32 {
+        now_secs.saturating_sub(self.last_seen_secs()).saturating_sub(1)
+    }
+
+    const fn has(&self, way: Way) -> bool {
+        self.received & bit(way) != 0
+    }
+
+    fn cookie(&self, way: Way) -> [u8; COOKIE_BYTES] {
+        *self.sides[way.index()].header.first_chunk().expect("the header starts with the cookie")
+    }
+}
+
+const fn bit(way: Way) -> u8 {
+    1 << way.index()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORWARD: Way = Way::Forward;
+    const BACKWARD: Way = Way::Backward;
+
+    fn header(cookie: u8, remote_port: u16) -> StoredHeader {
+        StoredHeader {
+            template: TemplateId::new(0x0203),
+            cookie: [cookie; 4],
+            outer: OuterPath {
+                local: Ipv4Addr::new(10, 0, 0, 1),
+                remote: Ipv4Addr::new(10, 0, 0, 2),
+                remote_port,
+            },
+        }
+    }
+
+    fn two_way(forward: u8, backward: u8) -> FlowState {
+        let mut state = FlowState::new(FORWARD, &header(forward, 1), 10);
+        state.learn(BACKWARD, &header(backward, 2), 10);
+        state
+    }
+
+    #[test]
+    fn a_header_is_the_same_after_packing() {
+        let one = header(0xab, 60_001);
+        assert_eq!(StoredHeader::unpack(&one.pack()), one);
+        assert_eq!(
+            one.pack(),
+            [0xab, 0xab, 0xab, 0xab, 2, 3, 10, 0, 0, 1, 10, 0, 0, 2, 0xea, 0x61]
+        );
+    }
+
+    #[test]
+    fn a_flow_seen_one_way_answers_both_with_that_header() {
+        let state = FlowState::new(BACKWARD, &header(1, 1), 10);
+        assert_eq!(state.header(FORWARD), header(1, 1));
+        assert_eq!(state.header(BACKWARD), header(1, 1));
+        assert!(!state.is_two_way());
+    }
+
+    #[test]
+    fn each_way_has_its_own_header() {
+        let state = two_way(1, 2);
+        assert!(state.is_two_way());
+        assert_eq!(state.header(FORWARD), header(1, 1));
+        assert_eq!(state.header(BACKWARD), header(2, 2));
+    }
+
+    #[test]
+    fn the_newest_header_wins_at_once() {
+        let mut state = two_way(1, 1);
+        state.learn(FORWARD, &header(1, 7), 11);
+        assert_eq!(state.header(FORWARD), header(1, 7));
+        assert_eq!(state.header(BACKWARD), header(1, 2), "same cookie: it stays");
+    }
+
+    #[test]
+    fn a_new_cookie_drops_the_other_sides_header() {
+        let mut state = two_way(1, 2);
+        state.learn(FORWARD, &header(3, 7), 11);
+        assert_eq!(state.header(FORWARD), header(3, 7));
+        assert_eq!(state.header(BACKWARD), header(3, 7), "the old one is gone");
+        assert!(!state.is_two_way());
+    }
+
+    #[test]
+    fn a_new_cookie_that_the_other_side_has_already_drops_nothing() {
+        let mut state = two_way(1, 1);
+        state.learn(FORWARD, &header(3, 7), 11);
+        state.learn(BACKWARD, &header(3, 8), 11);
+        assert!(state.is_two_way());
+        // A late datagram of the old flow on one side, then the new flow's next.
+        state.learn(BACKWARD, &header(1, 2), 11);
+        assert_eq!(state.header(FORWARD), header(1, 2), "the late one counts as new");
+        state.learn(FORWARD, &header(3, 7), 12);
+        state.learn(BACKWARD, &header(3, 8), 12);
+        assert!(state.is_two_way(), "and the flow is whole again");
+        assert_eq!(state.header(FORWARD), header(3, 7));
+        assert_eq!(state.header(BACKWARD), header(3, 8));
+    }
+
+    #[test]
+    fn the_first_header_of_a_side_changes_no_cookie() {
+        let mut state = FlowState::new(FORWARD, &header(1, 1), 10);
+        state.learn(BACKWARD, &header(2, 2), 10);
+        assert_eq!(state.header(FORWARD), header(1, 1));
+    }
+
+    #[test]
+    fn a_dropped_header_cannot_come_back() {
+        let mut state = two_way(1, 2);
+        state.learn(FORWARD, &header(3, 3), 10);
+        // The backward side's old bytes say cookie 2; learning 2 anew must not be compared to it.
+        state.learn(BACKWARD, &header(4, 4), 10);
+        assert_eq!(state.header(FORWARD), header(3, 3));
+        assert_eq!(state.header(BACKWARD), header(4, 4));
+    }
+
+    #[test]
+    fn idle_counts_from_the_later_way_and_never_too_much() {
+        let mut state = FlowState::new(FORWARD, &header(1, 1), 100);
+        assert_eq!(state.idle_secs(100), 0);
+        assert_eq!(state.idle_secs(101), 0, "may be a millisecond");
+        assert_eq!(state.idle_secs(111), 10);
+        state.refresh(BACKWARD, 105);
+        assert_eq!(state.idle_secs(111), 5);
+        state.refresh(BACKWARD, 101);
+        assert_eq!(state.last_seen_secs(), 105, "a slower clock takes nothing back");
+        assert_eq!(state.idle_secs(90), 0);
+    }
+}
