@@ -39,5 +39,6 @@
 //! [`control`].
 
 pub mod flow;
+pub mod stats;
 pub mod types;
 pub mod wire;

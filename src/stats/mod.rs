@@ -1,0 +1,29 @@
+//! Counters: who writes them, and what they look like when they are read.
+//!
+//! A *cell* belongs to one writer, the worker, which bumps plain relaxed atomics on cache lines
+//! of its own; nobody else ever writes it. The control thread allocates the cells and reads them
+//! into *snapshots*, which are ordinary numbers. The health page and the log know snapshots only.
+//!
+//! Units are inner packets and their bytes (IP header and everything behind it) unless a counter
+//! says otherwise.
+
+mod cell;
+mod page;
+pub mod render_json;
+pub mod render_text;
+mod snapshot;
+
+pub use cell::Counter;
+pub use cell::Drops;
+pub use cell::EndpointCell;
+pub use cell::Stamp;
+pub use cell::Traffic;
+pub use cell::WorkerCell;
+pub use page::EndpointRow;
+pub use page::Page;
+pub use page::QueueRow;
+pub use page::WorkerRow;
+pub use snapshot::DropsSnapshot;
+pub use snapshot::EndpointSnapshot;
+pub use snapshot::TrafficSnapshot;
+pub use snapshot::WorkerSnapshot;

@@ -1,0 +1,190 @@
+//! Everything that the health page shows, as plain values: built by control, rendered elsewhere.
+
+use std::time::Duration;
+
+use super::DropsSnapshot;
+use super::EndpointCell;
+use super::EndpointSnapshot;
+use super::TrafficSnapshot;
+use super::WorkerSnapshot;
+use crate::types::EndpointId;
+use crate::types::LinkName;
+use crate::types::Moment;
+use crate::types::Side;
+
+/// The page's content at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Version of the program.
+    pub version: &'static str,
+    /// Whether the load balancer should send flows here.
+    pub healthy: bool,
+    /// Why not, one sentence each.
+    pub reasons: Vec<String>,
+    /// What an operator should look at although it is no reason to send flows elsewhere, one
+    /// sentence each.
+    pub warnings: Vec<String>,
+    /// Hooks that failed since start.
+    pub hook_failures: u64,
+    /// Time after which an idle TCP flow is forgotten.
+    pub tcp_idle: Duration,
+    /// The workers, by number.
+    pub workers: Vec<WorkerRow>,
+    /// The endpoints, by id.
+    pub endpoints: Vec<EndpointRow>,
+}
+
+/// One worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerRow {
+    /// Thread id of the worker, as `ps -L` shows it.
+    pub thread_id: u32,
+    /// Whether its loop turns.
+    pub healthy: bool,
+    /// Time since it received a datagram, or since start if it never did.
+    pub quiet: Duration,
+    /// Its counters.
+    pub counters: WorkerSnapshot,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointRow {
+    /// Its id.
+    pub id: EndpointId,
+    /// Whether all its queues work.
+    pub healthy: bool,
+    /// Time since a packet was written to `gwi`, or since its creation.
+    pub quiet_to_gwi: Duration,
+    /// Its age: time since its creation.
+    pub age: Duration,
+    /// Its counters, summed over the workers.
+    pub counters: EndpointSnapshot,
+    /// IPv4 flows removed since the page before.
+    pub flows_v4_timed_out: u64,
+    /// IPv6 flows removed since the page before.
+    pub flows_v6_timed_out: u64,
+    /// What each worker read from `gwi` and from `gwo`, in the order of [`Side::BOTH`].
+    pub reads: Vec<[QueueRow; 2]>,
+}
+
+/// One queue of a TUN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueRow {
+    /// Packets read from it.
+    pub read: TrafficSnapshot,
+    /// Time since one was read, or since the endpoint's creation.
+    pub quiet: Duration,
+}
+
+impl EndpointRow {
+    /// The row of an endpoint created at `since`, from the cells of its workers in their order.
+    pub fn new(
+        id: EndpointId,
+        since: Moment,
+        now: Moment,
+        cells: &[impl AsRef<EndpointCell>],
+    ) -> Self {
+        let quiet = |last: Moment| now.since(last.max(since));
+        let counters = EndpointSnapshot::sum(cells.iter().map(AsRef::as_ref));
+        let reads = cells.iter().map(AsRef::as_ref).map(|cell: &EndpointCell| {
+            [
+                QueueRow { read: (&cell.from_gwi).into(), quiet: quiet(cell.last_from_gwi.get()) },
+                QueueRow { read: (&cell.from_gwo).into(), quiet: quiet(cell.last_from_gwo.get()) },
+            ]
+        });
+        Self {
+            id,
+            healthy: true,
+            quiet_to_gwi: quiet(counters.last_to_gwi),
+            age: now.since(since),
+            reads: reads.collect(),
+            flows_v4_timed_out: 0,
+            flows_v6_timed_out: 0,
+            counters,
+        }
+    }
+
+    /// Name of one of its links.
+    pub fn link(&self, side: Side) -> LinkName {
+        LinkName::of(self.id, side)
+    }
+
+    /// What went out to one of its links. Nothing is ever written to `gwo`.
+    pub(super) fn written(&self, side: Side) -> (TrafficSnapshot, Duration) {
+        match side {
+            Side::Gwi => (self.counters.to_gwi, self.quiet_to_gwi),
+            Side::Gwo => (TrafficSnapshot::default(), self.age),
+        }
+    }
+}
+
+impl Page {
+    /// Drops of all workers and endpoints.
+    pub fn drops(&self) -> DropsSnapshot {
+        let mut all = DropsSnapshot::default();
+        for worker in &self.workers {
+            all += worker.counters.drops;
+        }
+        for endpoint in &self.endpoints {
+            all += endpoint.counters.decap_drops;
+            all += endpoint.counters.encap_drops;
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::types::DropReason;
+    use std::sync::Arc;
+
+    /// A page with a figure of its own in every place.
+    pub(crate) fn sample() -> Page {
+        let cell = EndpointCell::default();
+        cell.to_gwi.count(1500);
+        cell.from_gwi.count(60);
+        cell.from_gwo.count(700);
+        cell.from_gwo.count(800);
+        cell.last_to_gwi.set(Moment::from_secs(100));
+        cell.last_from_gwo.set(Moment::from_nanos(100_250_000_000));
+        cell.flows_v4_added.add(5);
+        cell.flows_v4_removed.add(2);
+        cell.flows_v6_added.add(1);
+        cell.encap_drops.add(DropReason::FlowUnknown, 4);
+        cell.decap_drops.count(DropReason::TunFull);
+        let now = Moment::from_secs(101);
+        let cells = [Arc::new(cell)];
+        let id = EndpointId(0x0123_4567_89ab_cdef);
+        let mut endpoint = EndpointRow::new(id, Moment::from_secs(41), now, &cells);
+        endpoint.flows_v4_timed_out = 2;
+        let worker = crate::stats::WorkerCell::default();
+        worker.datagrams.count(1540);
+        worker.drops.add(DropReason::Short, 3);
+        worker.drops.add(DropReason::TunFull, 1);
+        Page {
+            version: "9.8.7",
+            healthy: false,
+            reasons: vec!["worker 0 made no turn for 2.5 s".to_owned()],
+            warnings: vec!["an endpoint was refused".to_owned()],
+            hook_failures: 6,
+            tcp_idle: Duration::from_secs(350),
+            workers: vec![WorkerRow {
+                thread_id: 4711,
+                healthy: false,
+                quiet: Duration::from_millis(529),
+                counters: (&worker).into(),
+            }],
+            endpoints: vec![endpoint],
+        }
+    }
+
+    #[test]
+    fn drops_of_everybody_add_up() {
+        let drops = sample().drops();
+        assert_eq!(drops.get(DropReason::Short), 3);
+        assert_eq!(drops.get(DropReason::TunFull), 2);
+        assert_eq!(drops.total(), 9);
+    }
+}

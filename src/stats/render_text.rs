@@ -1,0 +1,179 @@
+//! The health page as text in a shell of HTML: the reference program's words, which people read
+//! and scripts cut. What it called a tunnel handler thread is a worker's part here.
+
+use std::fmt;
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::page::EndpointRow;
+use super::page::Page;
+use crate::types::EndpointId;
+use crate::types::GENEVE_PORT;
+use crate::types::Side;
+
+/// Renders the page.
+///
+/// # Panics
+/// Never: a string takes any text.
+pub fn render(page: &Page) -> String {
+    let mut html = String::with_capacity(4096);
+    write_page(&mut html, page).expect("a string takes any text");
+    html
+}
+
+fn write_page(out: &mut String, page: &Page) -> fmt::Result {
+    out.write_str(
+        "<!DOCTYPE html>\n<html lang=\"en-us\">\n<head><title>Health check</title></head><body>",
+    )?;
+    writeln!(out, "UDP receiver threads for port number {GENEVE_PORT}:")?;
+    for (number, worker) in page.workers.iter().enumerate() {
+        writeln!(
+            out,
+            "UDP receiver thread {number} (ID {}): {}, {} packets in, {} bytes in, {} since last \
+             packet.",
+            worker.thread_id,
+            health(worker.healthy),
+            worker.counters.datagrams.packets,
+            worker.counters.datagrams.bytes,
+            Span(worker.quiet),
+        )?;
+    }
+    writeln!(out)?;
+    for endpoint in &page.endpoints {
+        write_endpoint(out, page, endpoint)?;
+    }
+    // Ours, and after everything that scripts know: what is wrong, and what might be.
+    for reason in &page.reasons {
+        writeln!(out, "NOT healthy: {reason}.")?;
+    }
+    for warning in &page.warnings {
+        writeln!(out, "Warning: {warning}.")?;
+    }
+    out.write_str("\n</body></html>")
+}
+
+fn write_endpoint(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt::Result {
+    writeln!(out, "Handler for ENI {}", endpoint.id)?;
+    for side in Side::BOTH {
+        write_link(out, page, endpoint, side)?;
+    }
+    let counters = &endpoint.counters;
+    let flows = [
+        ("IPv4", counters.flows_v4, endpoint.flows_v4_timed_out),
+        ("IPv6", counters.flows_v6, endpoint.flows_v6_timed_out),
+    ];
+    for (family, size, timed_out) in flows {
+        writeln!(
+            out,
+            "{} : Contains {size} elements, of which {timed_out} were just timed out (idle \
+             timeout is {} seconds).",
+            cache_name(family, endpoint.id),
+            page.tcp_idle.as_secs(),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_link(out: &mut String, page: &Page, endpoint: &EndpointRow, side: Side) -> fmt::Result {
+    let (written, quiet) = endpoint.written(side);
+    writeln!(
+        out,
+        "Interface {}:\n{} packets out to OS, {} bytes out to OS, {} since last packet.",
+        endpoint.link(side),
+        written.packets,
+        written.bytes,
+        Span(quiet),
+    )?;
+    for (number, (worker, reads)) in page.workers.iter().zip(&endpoint.reads).enumerate() {
+        let queue = reads[side.index()];
+        writeln!(
+            out,
+            "Tunnel handler thread {number} (ID {}): {}, {} packets in from OS, {} bytes in from \
+             OS, {} since last packet.",
+            worker.thread_id,
+            health(worker.healthy && endpoint.healthy),
+            queue.read.packets,
+            queue.read.bytes,
+            Span(queue.quiet),
+        )?;
+    }
+    writeln!(out)
+}
+
+/// The reference program's name for the flows of one endpoint and family.
+pub(super) fn cache_name(family: &str, id: EndpointId) -> String {
+    format!("{family} Flow Cache for ENI {id}")
+}
+
+const fn health(healthy: bool) -> &'static str {
+    if healthy { "Healthy" } else { "NOT healthy" }
+}
+
+/// A span as the reference program writes it: `1d 2h3m4.567s`.
+struct Span(Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut millis = self.0.as_millis();
+        for (unit, length) in [("d ", 86_400_000), ("h", 3_600_000), ("m", 60_000)] {
+            // "More than", not "at least": one minute is 60.000s there, and so it is here.
+            if millis > length {
+                write!(f, "{}{unit}", millis / length)?;
+                millis %= length;
+            }
+        }
+        write!(f, "{}.{:03}s", millis / 1000, millis % 1000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::page::tests::sample;
+
+    #[test]
+    fn the_page_word_for_word() {
+        assert_eq!(
+            render(&sample()),
+            "<!DOCTYPE html>\n\
+             <html lang=\"en-us\">\n\
+             <head><title>Health check</title></head><body>\
+             UDP receiver threads for port number 6081:\n\
+             UDP receiver thread 0 (ID 4711): NOT healthy, 1 packets in, 1540 bytes in, \
+             0.529s since last packet.\n\
+             \n\
+             Handler for ENI 00123456789abcdef\n\
+             Interface gwi-887epl1uMf:\n\
+             1 packets out to OS, 1500 bytes out to OS, 1.000s since last packet.\n\
+             Tunnel handler thread 0 (ID 4711): NOT healthy, 1 packets in from OS, \
+             60 bytes in from OS, 60.000s since last packet.\n\
+             \n\
+             Interface gwo-887epl1uMf:\n\
+             0 packets out to OS, 0 bytes out to OS, 60.000s since last packet.\n\
+             Tunnel handler thread 0 (ID 4711): NOT healthy, 2 packets in from OS, \
+             1500 bytes in from OS, 0.750s since last packet.\n\
+             \n\
+             IPv4 Flow Cache for ENI 00123456789abcdef : Contains 3 elements, of which 2 were \
+             just timed out (idle timeout is 350 seconds).\n\
+             IPv6 Flow Cache for ENI 00123456789abcdef : Contains 1 elements, of which 0 were \
+             just timed out (idle timeout is 350 seconds).\n\
+             NOT healthy: worker 0 made no turn for 2.5 s.\n\
+             Warning: an endpoint was refused.\n\
+             \n\
+             </body></html>"
+        );
+    }
+
+    #[test]
+    fn spans() {
+        for (millis, text) in [
+            (0, "0.000s"),
+            (529, "0.529s"),
+            (60_000, "60.000s"),
+            (60_001, "1m0.001s"),
+            (93_784_567, "1d 2h3m4.567s"),
+        ] {
+            assert_eq!(Span(Duration::from_millis(millis)).to_string(), text);
+        }
+    }
+}

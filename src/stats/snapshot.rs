@@ -1,0 +1,215 @@
+//! The read side of the counters: ordinary numbers, summed over workers.
+
+use std::ops::AddAssign;
+
+use super::cell::Drops;
+use super::cell::EndpointCell;
+use super::cell::Traffic;
+use super::cell::WorkerCell;
+use crate::types::DropReason;
+use crate::types::Moment;
+
+/// Packets and bytes at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficSnapshot {
+    /// Number of packets.
+    pub packets: u64,
+    /// Sum of their lengths in bytes.
+    pub bytes: u64,
+}
+
+impl From<&Traffic> for TrafficSnapshot {
+    fn from(live: &Traffic) -> Self {
+        Self { packets: live.packets.get(), bytes: live.bytes.get() }
+    }
+}
+
+impl AddAssign for TrafficSnapshot {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Drops by reason at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropsSnapshot([u64; DropReason::COUNT]);
+
+impl Default for DropsSnapshot {
+    fn default() -> Self {
+        Self([0; DropReason::COUNT])
+    }
+}
+
+impl DropsSnapshot {
+    /// Packets dropped for `reason`.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason.index()]
+    }
+
+    /// Packets dropped for any reason.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The reasons that occurred, with their counts.
+    pub fn occurred(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.get(reason))).filter(|&(_, n)| n > 0)
+    }
+}
+
+impl From<&Drops> for DropsSnapshot {
+    fn from(live: &Drops) -> Self {
+        let mut counts = [0; DropReason::COUNT];
+        for &reason in DropReason::ALL {
+            counts[reason.index()] = live.get(reason);
+        }
+        Self(counts)
+    }
+}
+
+impl AddAssign for DropsSnapshot {
+    fn add_assign(&mut self, other: Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}
+
+/// One endpoint's counters at one moment, of one worker or summed over several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSnapshot {
+    /// See [`EndpointCell::from_gwlb`].
+    pub from_gwlb: TrafficSnapshot,
+    /// See [`EndpointCell::to_gwi`].
+    pub to_gwi: TrafficSnapshot,
+    /// See [`EndpointCell::from_gwi`].
+    pub from_gwi: TrafficSnapshot,
+    /// See [`EndpointCell::from_gwo`].
+    pub from_gwo: TrafficSnapshot,
+    /// See [`EndpointCell::to_gwlb`].
+    pub to_gwlb: TrafficSnapshot,
+    /// See [`EndpointCell::host_noise`].
+    pub host_noise: u64,
+    /// See [`EndpointCell::decap_drops`].
+    pub decap_drops: DropsSnapshot,
+    /// See [`EndpointCell::encap_drops`].
+    pub encap_drops: DropsSnapshot,
+    /// See [`EndpointCell::last_seen`]; the latest of the workers.
+    pub last_seen: Moment,
+    /// See [`EndpointCell::last_to_gwi`].
+    pub last_to_gwi: Moment,
+    /// See [`EndpointCell::last_from_gwi`].
+    pub last_from_gwi: Moment,
+    /// See [`EndpointCell::last_from_gwo`].
+    pub last_from_gwo: Moment,
+    /// IPv4 flows entered and not yet removed.
+    pub flows_v4: u64,
+    /// IPv4 flows removed.
+    pub flows_v4_removed: u64,
+    /// IPv6 flows entered and not yet removed.
+    pub flows_v6: u64,
+    /// IPv6 flows removed.
+    pub flows_v6_removed: u64,
+}
+
+impl EndpointSnapshot {
+    /// Sums the cells that the workers keep for one endpoint.
+    ///
+    /// Flows may be entered by one worker and removed by another, so only the sum over all
+    /// workers is meaningful; while numbers move it may be off by what moved meanwhile.
+    pub fn sum<'a>(cells: impl IntoIterator<Item = &'a EndpointCell>) -> Self {
+        let mut all = Self::default();
+        let (mut v4_added, mut v6_added) = (0_u64, 0_u64);
+        for cell in cells {
+            all.from_gwlb += (&cell.from_gwlb).into();
+            all.to_gwi += (&cell.to_gwi).into();
+            all.from_gwi += (&cell.from_gwi).into();
+            all.from_gwo += (&cell.from_gwo).into();
+            all.to_gwlb += (&cell.to_gwlb).into();
+            all.host_noise += cell.host_noise.get();
+            all.decap_drops += (&cell.decap_drops).into();
+            all.encap_drops += (&cell.encap_drops).into();
+            all.last_seen = all.last_seen.max(cell.last_seen.get());
+            all.last_to_gwi = all.last_to_gwi.max(cell.last_to_gwi.get());
+            all.last_from_gwi = all.last_from_gwi.max(cell.last_from_gwi.get());
+            all.last_from_gwo = all.last_from_gwo.max(cell.last_from_gwo.get());
+            v4_added += cell.flows_v4_added.get();
+            v6_added += cell.flows_v6_added.get();
+            all.flows_v4_removed += cell.flows_v4_removed.get();
+            all.flows_v6_removed += cell.flows_v6_removed.get();
+        }
+        all.flows_v4 = v4_added.saturating_sub(all.flows_v4_removed);
+        all.flows_v6 = v6_added.saturating_sub(all.flows_v6_removed);
+        all
+    }
+}
+
+/// One worker's counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerSnapshot {
+    /// See [`WorkerCell::datagrams`].
+    pub datagrams: TrafficSnapshot,
+    /// See [`WorkerCell::drops`].
+    pub drops: DropsSnapshot,
+    /// Datagrams in the hold queue now.
+    pub held: u64,
+    /// See [`WorkerCell::last_datagram`].
+    pub last_datagram: Moment,
+    /// See [`WorkerCell::last_turn`].
+    pub last_turn: Moment,
+    /// See [`WorkerCell::turns`].
+    pub turns: u64,
+    /// See [`WorkerCell::receive_starved`].
+    pub receive_starved: u64,
+    /// See [`WorkerCell::flow_lock_contended`].
+    pub flow_lock_contended: u64,
+    /// See [`WorkerCell::flows_evicted`].
+    pub flows_evicted: u64,
+    /// See [`WorkerCell::stray_completions`].
+    pub stray_completions: u64,
+}
+
+impl From<&WorkerCell> for WorkerSnapshot {
+    fn from(live: &WorkerCell) -> Self {
+        // Out before in: a datagram that moves between the two reads is then counted as held,
+        // never as less than nothing.
+        let held_out = live.held_out.get();
+        Self {
+            datagrams: (&live.datagrams).into(),
+            drops: (&live.drops).into(),
+            held: live.held_in.get().saturating_sub(held_out),
+            last_datagram: live.last_datagram.get(),
+            last_turn: live.last_turn.get(),
+            turns: live.turns.get(),
+            receive_starved: live.receive_starved.get(),
+            flow_lock_contended: live.flow_lock_contended.get(),
+            flows_evicted: live.flows_evicted.get(),
+            stray_completions: live.stray_completions.get(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_of_several_workers_add_up() {
+        let cells = [EndpointCell::default(), EndpointCell::default()];
+        cells[0].from_gwlb.count(100);
+        cells[1].from_gwlb.count(50);
+        cells[0].flows_v4_added.add(3);
+        cells[1].flows_v4_removed.add(2);
+        cells[1].last_seen.set(Moment::from_secs(9));
+        cells[0].encap_drops.count(DropReason::FlowUnknown);
+        cells[1].encap_drops.add(DropReason::FlowUnknown, 2);
+        let all = EndpointSnapshot::sum(&cells);
+        assert_eq!(all.from_gwlb, TrafficSnapshot { packets: 2, bytes: 150 });
+        assert_eq!((all.flows_v4, all.flows_v4_removed), (1, 2));
+        assert_eq!(all.last_seen, Moment::from_secs(9));
+        assert_eq!(all.encap_drops.total(), 3);
+        let occurred: Vec<_> = all.encap_drops.occurred().collect();
+        assert_eq!(occurred, [(DropReason::FlowUnknown, 3)]);
+    }
+}
