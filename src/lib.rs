@@ -40,5 +40,6 @@
 
 pub mod flow;
 pub mod stats;
+pub mod sys;
 pub mod types;
 pub mod wire;

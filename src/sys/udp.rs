@@ -1,0 +1,164 @@
+//! UDP sockets: one that receives GENEVE per worker, many that only send.
+//!
+//! The receive sockets of all workers share port 6081 with `SO_REUSEPORT`; the kernel gives every
+//! datagram of one outer 4-tuple to the same socket. Answers must leave from the source port that
+//! the load balancer used, so each such port needs a socket bound to it: a *send socket*. It
+//! stays unconnected (a connected socket loses a super-packet after an ICMP unreachable), drops
+//! everything that arrives on it, and needs no capability.
+
+#![expect(unsafe_code, reason = "two socket options have no safe wrapper")]
+
+use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+
+use nix::libc;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockType;
+use nix::sys::socket::SockaddrIn;
+use nix::sys::socket::bind;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::socket;
+use nix::sys::socket::sockopt;
+
+use super::Errno;
+use super::Error;
+use crate::types::GENEVE_PORT;
+
+/// Time to live of the datagrams that we send. A load balancer node is one hop away.
+const TTL: i32 = 64;
+
+/// `IP_PMTUDISC_INTERFACE` (include/uapi/linux/in.h): DF stays 0, the path MTU cache is ignored,
+/// and a datagram above the link's MTU is `EMSGSIZE`, never fragments.
+const PMTUDISC_INTERFACE: libc::c_int = 4;
+
+/// Smallest receive queue worth having, bytes: the kernel's own default.
+const RECEIVE_BYTES_MIN: usize = 212_992;
+
+/// Opens a socket that receives GENEVE on every local address, beside the other workers' sockets.
+///
+/// The receive queue is made `queue_bytes` long: beyond `net.core.rmem_max` where the process has
+/// `CAP_NET_ADMIN`, up to it otherwise.
+///
+/// # Errors
+/// `EADDRINUSE` when another user, or a program without `SO_REUSEPORT`, has the port.
+pub fn open_receiver(queue_bytes: usize) -> Result<OwnedFd, Error> {
+    let subject = || format!("UDP port {GENEVE_PORT}");
+    let fail = |call| move |errno| Error::new(call, subject(), errno);
+    let fd = open(subject)?;
+    setsockopt(&fd, sockopt::ReusePort, &true).map_err(fail("setsockopt SO_REUSEPORT"))?;
+    setsockopt(&fd, sockopt::Ipv4PacketInfo, &true).map_err(fail("setsockopt IP_PKTINFO"))?;
+    let queue_bytes = queue_bytes.max(RECEIVE_BYTES_MIN);
+    if setsockopt(&fd, sockopt::RcvBufForce, &queue_bytes).is_err() {
+        setsockopt(&fd, sockopt::RcvBuf, &queue_bytes).map_err(fail("setsockopt SO_RCVBUF"))?;
+    }
+    set_send_options(&fd, subject)?;
+    let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, GENEVE_PORT));
+    bind(fd.as_raw_fd(), &any).map_err(fail("bind"))?;
+    Ok(fd)
+}
+
+/// Opens a socket that sends from `local` port `port`, and receives nothing.
+///
+/// # Errors
+/// `EADDRINUSE` when a program without `SO_REUSEPORT` has the port, `EADDRNOTAVAIL` when the
+/// address is no longer ours, `EACCES` for a port below 1024 without the capability.
+pub fn open_sender(local: Ipv4Addr, port: u16, queue_bytes: usize) -> Result<OwnedFd, Error> {
+    let address = SocketAddrV4::new(local, port);
+    let subject = || format!("UDP {address}");
+    let fail = |call| move |errno| Error::new(call, subject(), errno);
+    let fd = open(subject)?;
+    setsockopt(&fd, sockopt::ReusePort, &true).map_err(fail("setsockopt SO_REUSEPORT"))?;
+    if setsockopt(&fd, sockopt::SndBufForce, &queue_bytes).is_err() {
+        setsockopt(&fd, sockopt::SndBuf, &queue_bytes).map_err(fail("setsockopt SO_SNDBUF"))?;
+    }
+    set_send_options(&fd, subject)?;
+    drop_everything(&fd).map_err(fail("setsockopt SO_ATTACH_FILTER"))?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(fail("bind"))?;
+    Ok(fd)
+}
+
+fn open(subject: impl Fn() -> String) -> Result<OwnedFd, Error> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Inet, SockType::Datagram, flags, None)
+        .map_err(|errno| Error::new("socket", subject(), errno))
+}
+
+fn set_send_options(fd: &impl AsFd, subject: impl Fn() -> String) -> Result<(), Error> {
+    setsockopt(fd, sockopt::Ipv4Ttl, &TTL)
+        .map_err(|errno| Error::new("setsockopt IP_TTL", subject(), errno))?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_INTERFACE)
+        .map_err(|errno| Error::new("setsockopt IP_MTU_DISCOVER", subject(), errno))
+}
+
+fn set_int(
+    fd: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> Result<(), Errno> {
+    set_raw(fd, level, name, &value)
+}
+
+/// Attaches a filter that accepts no byte of any datagram: `BPF_RET | BPF_K, 0`.
+fn drop_everything(fd: &impl AsFd) -> Result<(), Errno> {
+    let code = u16::try_from(libc::BPF_RET | libc::BPF_K).expect("both are small");
+    let mut program = [libc::sock_filter { code, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    set_raw(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+fn set_raw<T>(
+    fd: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> Result<(), Errno> {
+    let bytes = libc::socklen_t::try_from(size_of::<T>()).expect("options are small");
+    let value = std::ptr::from_ref(value).cast();
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: `value` points to `bytes` readable bytes that live through the call, and so does
+    // what a `sock_fprog` points to: the caller's array. The kernel copies both.
+    let result = unsafe { libc::setsockopt(fd, level, name, value, bytes) };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    /// A loopback address of this test alone, so that nothing else has its ports.
+    const LOCAL: Ipv4Addr = Ipv4Addr::new(127, 60, 81, 1);
+
+    #[test]
+    fn a_sender_keeps_its_port_and_receives_nothing() {
+        let peer = UdpSocket::bind((LOCAL, 0)).unwrap();
+        let first = UdpSocket::from(open_sender(LOCAL, 60_001, 1 << 20).unwrap());
+        let second = UdpSocket::from(open_sender(LOCAL, 60_001, 1 << 20).unwrap());
+        for (socket, text) in [(&first, b"one"), (&second, b"two")] {
+            socket.send_to(text, peer.local_addr().unwrap()).unwrap();
+            let mut got = [0; 8];
+            let (bytes, from) = peer.recv_from(&mut got).unwrap();
+            assert_eq!(&got[..bytes], text);
+            assert_eq!(from.port(), 60_001, "workers share a source port");
+            peer.send_to(b"echo", from).unwrap();
+        }
+        for socket in [&first, &second] {
+            let refused = socket.recv_from(&mut [0; 8]).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let _taken = UdpSocket::bind((LOCAL, 60_002)).unwrap();
+        let error = open_sender(LOCAL, 60_002, 1 << 20).unwrap_err();
+        assert_eq!(error.errno, Errno::EADDRINUSE);
+        assert_eq!(error.to_string(), "bind(UDP 127.60.81.1:60002): Address already in use");
+    }
+}

@@ -1,0 +1,74 @@
+//! Civil time, for people who read the log. Nothing else in the program may look at it: it steps.
+
+#![expect(unsafe_code, reason = "only the C library knows the host's time zone: localtime_r")]
+
+use std::fmt;
+
+use nix::libc;
+use nix::time::ClockId;
+use nix::time::clock_gettime;
+
+/// A point in civil time: milliseconds since 1970 in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WallTime {
+    secs: i64,
+    millis: u16,
+}
+
+/// The civil time now.
+///
+/// # Panics
+/// Never on Linux: the clock exists and its fraction is below a second.
+pub fn now() -> WallTime {
+    let time = clock_gettime(ClockId::CLOCK_REALTIME).expect("the clock exists");
+    WallTime {
+        secs: time.tv_sec(),
+        millis: u16::try_from(time.tv_nsec() / 1_000_000).expect("below a second"),
+    }
+}
+
+impl fmt::Display for WallTime {
+    /// Local time as `2026-11-21 19:54:17.303`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = local(self.secs);
+        write!(
+            f,
+            "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:03}",
+            i64::from(local.tm_year) + 1900,
+            local.tm_mon + 1,
+            local.tm_mday,
+            local.tm_hour,
+            local.tm_min,
+            local.tm_sec,
+            self.millis
+        )
+    }
+}
+
+/// The host's calendar at `secs` seconds since 1970; all zero if the year has no number in C.
+fn local(secs: libc::time_t) -> libc::tm {
+    // SAFETY: `tm` is plain integers and a pointer that may be null, so all zero is valid.
+    let mut calendar: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers come from references that outlive the call; the function keeps none
+    // of them. It may read TZ, which no code of this program changes.
+    unsafe { libc::localtime_r(&raw const secs, &raw mut calendar) };
+    calendar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_agrees_with_date() {
+        for (secs, millis) in [(0, 7), (1_700_000_000, 0), (4_102_444_799, 999)] {
+            let date = std::process::Command::new("date")
+                .args(["-d", &format!("@{secs}"), "+%Y-%m-%d %H:%M:%S"])
+                .output()
+                .unwrap();
+            let expected = String::from_utf8(date.stdout).unwrap();
+            let text = WallTime { secs, millis }.to_string();
+            assert_eq!(text, format!("{}.{millis:03}", expected.trim_end()));
+        }
+    }
+}
