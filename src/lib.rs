@@ -39,6 +39,7 @@
 //! [`control`].
 
 pub mod flow;
+pub mod path;
 pub mod stats;
 pub mod sys;
 pub mod types;

@@ -1,0 +1,211 @@
+//! The way of a packet, without I/O and without a clock: bytes come in, a [`plan`] goes out, and
+//! every packet is planned, held or counted.
+//!
+//! ```text
+//!   datagram ─▶ decap: header → endpoint → flow is learned ─▶ job for gwi
+//!                              └▶ unknown or not ready ─▶ hold
+//!   frame    ─▶ encap: packet → flow is found → header ────▶ job for the load balancer
+//! ```
+//!
+//! One [`Path`] belongs to one worker. What it shares with the others is the flow table and the
+//! endpoints' header templates.
+
+mod decap;
+mod encap;
+mod endpoints;
+mod hold;
+pub mod plan;
+
+use std::sync::Arc;
+
+pub use decap::Arrived;
+pub use decap::Decap;
+pub use encap::Frame;
+pub use endpoints::Endpoint;
+use endpoints::Endpoints;
+use hold::HoldArena;
+
+use crate::flow::FlowTable;
+use crate::flow::Removed;
+use crate::flow::Tally;
+use crate::flow::Ttl;
+use crate::stats::WorkerCell;
+use crate::types::DropReason;
+use crate::types::EndpointId;
+use crate::types::EndpointRef;
+use crate::types::EndpointSlot;
+use crate::types::Moment;
+use crate::types::OuterPath;
+use crate::wire::Family;
+
+/// One worker's knowledge of endpoints and flows.
+#[derive(Debug)]
+pub struct Path {
+    endpoints: Endpoints,
+    hold: HoldArena,
+    flows: Arc<FlowTable>,
+    cell: Arc<WorkerCell>,
+    tally: Tally,
+    ttl: Ttl,
+    /// The shard that [`Self::expire`] looks at, and the step to the next one of this worker.
+    shard: usize,
+    shard_step: usize,
+}
+
+impl Path {
+    /// The path of worker `worker` of `workers`, for up to `endpoints_max` endpoints. Until
+    /// [`Self::set_ttl`] flows live as long as the load balancer's own do by default.
+    pub fn new(
+        flows: Arc<FlowTable>,
+        cell: Arc<WorkerCell>,
+        endpoints_max: usize,
+        worker: usize,
+        workers: usize,
+    ) -> Self {
+        Self {
+            endpoints: Endpoints::new(endpoints_max),
+            hold: HoldArena::new(),
+            shard: worker % flows.shards(),
+            shard_step: workers,
+            flows,
+            cell,
+            tally: Tally::default(),
+            ttl: Ttl { tcp_secs: 350, other_secs: 120 },
+        }
+    }
+
+    /// New idle times for flows.
+    pub fn set_ttl(&mut self, ttl: Ttl) {
+        self.ttl = ttl;
+    }
+
+    /// The endpoint in `slot`, if this worker serves it.
+    pub fn endpoint(&self, slot: EndpointSlot) -> Option<&Endpoint> {
+        self.endpoints.at(slot)
+    }
+
+    /// Remembers that `id` was admitted, and holds the datagram that showed it. Returns false,
+    /// and has counted the datagram as dropped, if there is no room for another id.
+    #[must_use]
+    pub fn announced(&mut self, id: EndpointId, datagram: &[u8], outer: OuterPath) -> bool {
+        let entered = self.endpoints.announced(id);
+        if entered {
+            self.keep(id, datagram, outer);
+        } else {
+            self.cell.drops.count(DropReason::EndpointLimit);
+        }
+        entered
+    }
+
+    /// Counts a datagram whose endpoint was not admitted.
+    pub fn refused(&self, reason: DropReason) {
+        self.cell.drops.count(reason);
+    }
+
+    /// From now on this worker serves the endpoint. What is held for it waits for
+    /// [`Self::next_held`].
+    pub fn attach(&mut self, endpoint: Endpoint) {
+        self.endpoints.attach(endpoint);
+    }
+
+    /// From now on datagrams of the endpoint are held again.
+    pub fn closing(&mut self, endpoint: EndpointRef) {
+        self.endpoints.closing(endpoint);
+    }
+
+    /// This worker no longer serves the endpoint. Returns its id if datagrams are held for it,
+    /// so that it must be announced anew.
+    pub fn detach(&mut self, endpoint: EndpointRef) -> Option<EndpointId> {
+        self.endpoints.detach(endpoint)
+    }
+
+    /// The endpoint could not be set up: what is held for it is dropped as `reason`. Its next
+    /// datagram announces it again.
+    pub fn forget(&mut self, id: EndpointId, reason: DropReason) {
+        if let Some(held) = self.endpoints.fail(id) {
+            self.drop_held(held, reason);
+        }
+    }
+
+    /// Copies the oldest datagram held for a served endpoint to the start of `out`; returns its
+    /// length and path. Nothing when none is held any more.
+    ///
+    /// # Panics
+    /// If `out` is shorter than the datagram: what was received fits a receive buffer.
+    pub fn next_held(
+        &mut self,
+        endpoint: EndpointRef,
+        out: &mut [u8],
+    ) -> Option<(usize, OuterPath)> {
+        let held = self.endpoints.held_mut(endpoint)?;
+        let next = self.hold.pop(held, out);
+        if next.is_some() {
+            self.cell.held_out.add(1);
+        }
+        next
+    }
+
+    /// Whether datagrams are held for a served endpoint.
+    pub fn has_held(&mut self, endpoint: EndpointRef) -> bool {
+        self.endpoints.held_mut(endpoint).is_some_and(|held| !held.is_empty())
+    }
+
+    /// Everything that is still held is dropped: the program ends.
+    pub fn drop_all_held(&mut self) {
+        while let Some(held) = self.endpoints.take_any_held() {
+            self.drop_held(held, DropReason::Shutdown);
+        }
+    }
+
+    fn drop_held(&mut self, mut held: hold::HoldList, reason: DropReason) {
+        let dropped = self.hold.discard(&mut held);
+        self.cell.held_out.add(dropped);
+        self.cell.drops.add(reason, dropped);
+    }
+
+    fn keep(&mut self, id: EndpointId, datagram: &[u8], outer: OuterPath) {
+        let Some(held) = self.endpoints.held_of(id) else {
+            return;
+        };
+        if self.hold.push(held, datagram, outer) {
+            self.cell.held_in.add(1);
+        } else {
+            self.cell.drops.count(DropReason::NotReady);
+        }
+    }
+
+    /// Looks at up to `flows` flows and forgets the idle ones: a little every turn.
+    pub fn expire(&mut self, flows: usize, now: Moment) {
+        let Self { endpoints, tally, .. } = self;
+        self.flows.expire(self.shard, flows, &self.ttl, now, tally, |removed| {
+            count_removed(endpoints, removed);
+        });
+        self.shard = (self.shard + self.shard_step) % self.flows.shards();
+    }
+
+    /// Moves what the turn has tallied into the worker's counters.
+    pub fn publish(&mut self) {
+        let tally = std::mem::take(&mut self.tally);
+        if tally != Tally::default() {
+            self.cell.flow_lock_contended.add(tally.contended);
+            self.cell.flows_evicted.add(tally.evicted);
+        }
+    }
+}
+
+/// Counts a removed flow for its endpoint, unless that life of the endpoint is over.
+fn count_removed(endpoints: &Endpoints, removed: Removed) {
+    let Some(endpoint) = endpoints.at(removed.endpoint.slot) else {
+        return;
+    };
+    if endpoint.endpoint != removed.endpoint {
+        return;
+    }
+    match removed.family {
+        Family::V4 => endpoint.cell.flows_v4_removed.add(1),
+        Family::V6 => endpoint.cell.flows_v6_removed.add(1),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! The path of whole packets: what is planned, held and counted for each.
+
+use std::net::Ipv4Addr;
+
+use super::plan::BufferId;
+use super::plan::Group;
+use super::plan::Plan;
+use super::plan::Span;
+use super::plan::Target;
+use super::*;
+use crate::flow::HashSeed;
+use crate::flow::TablePlan;
+use crate::flow::Templates;
+use crate::stats::EndpointCell;
+use crate::types::Generation;
+use crate::types::Side;
+use crate::wire::gwlb;
+
+const ID: EndpointId = EndpointId(0x0123_4567_89ab_cdef);
+const NOW: Moment = Moment::from_secs(100);
+const LIFE: EndpointRef = EndpointRef { slot: EndpointSlot(1), generation: Generation(1) };
+const BUFFER: BufferId = BufferId::new(Group::Udp, 5);
+
+/// An IPv4 packet from .1 to .2 with 8 bytes of UDP; its checksums do not matter here.
+const PACKET: [u8; 28] = [
+    0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, // IPv4
+    0x12, 0x34, 0x00, 0x35, 0, 8, 0, 0, // UDP 4660 to 53
+];
+
+/// The same packet's answer.
+const ANSWER: [u8; 28] = [
+    0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1, // IPv4
+    0x00, 0x35, 0x12, 0x34, 0, 8, 0, 0, // UDP 53 to 4660
+];
+
+fn outer(remote_port: u16) -> OuterPath {
+    OuterPath { local: Ipv4Addr::new(10, 9, 0, 1), remote: Ipv4Addr::new(10, 9, 0, 2), remote_port }
+}
+
+fn header(cookie: [u8; 4]) -> [u8; 40] {
+    gwlb::Repr { endpoint: ID, attachment: 0, cookie, family: Family::V4 }.emit()
+}
+
+fn datagram(cookie: [u8; 4]) -> Vec<u8> {
+    [&header(cookie)[..], &PACKET].concat()
+}
+
+struct Bench {
+    path: Path,
+    plan: Plan,
+    worker: Arc<WorkerCell>,
+    endpoint: Arc<EndpointCell>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let plan = TablePlan::new(1000, 1);
+        let flows = Arc::new(FlowTable::new(plan, HashSeed::fixed(1)));
+        let worker = Arc::new(WorkerCell::default());
+        Self {
+            path: Path::new(flows, Arc::clone(&worker), 8, 0, 1),
+            plan: Plan::new(200),
+            worker,
+            endpoint: Arc::default(),
+        }
+    }
+
+    fn attached() -> Self {
+        let mut bench = Self::new();
+        bench.attach();
+        bench
+    }
+
+    fn attach(&mut self) {
+        self.path.attach(Endpoint {
+            id: ID,
+            endpoint: LIFE,
+            templates: Arc::new(Templates::default()),
+            cell: Arc::clone(&self.endpoint),
+        });
+    }
+
+    /// A datagram arrives behind 96 bytes, as in a receive buffer. Returns the buffer after it.
+    fn arrive(&mut self, datagram: &[u8], outer: OuterPath) -> (Decap, Vec<u8>) {
+        let mut bytes = [&[0; 96][..], datagram].concat();
+        let range = 96..bytes.len();
+        let arrived = Arrived { buffer: BUFFER, bytes: &mut bytes, datagram: range, outer };
+        let decap = self.path.decap(arrived, NOW, &mut self.plan);
+        (decap, bytes)
+    }
+
+    /// A frame is read behind its headroom. Returns the buffer after it.
+    fn read(&mut self, frame: &[u8], side: Side) -> Vec<u8> {
+        let mut bytes = [&[0xee; 256][..], frame].concat();
+        let range = 256..bytes.len();
+        let frame = Frame { buffer: BUFFER, bytes: &mut bytes, frame: range, side };
+        self.path.encap(LIFE.slot, frame, NOW, &mut self.plan);
+        bytes
+    }
+
+    /// The only job of the plan, as target and bytes.
+    fn planned(&mut self, buffer: &[u8]) -> (Target, Vec<u8>) {
+        let mut jobs = self.plan.jobs();
+        let (job, spans) = jobs.next().expect("something is planned");
+        assert!(jobs.next().is_none(), "one job");
+        assert_eq!((job.endpoint, job.packets), (LIFE.slot, 1));
+        let &[Span { buffer: id, start, len }] = spans else { panic!("one span") };
+        assert_eq!(id, BUFFER);
+        let bytes = buffer[start as usize..][..len as usize].to_vec();
+        let target = job.target;
+        drop(jobs);
+        self.plan.clear();
+        (target, bytes)
+    }
+}
+
+fn frame(packet: &[u8]) -> Vec<u8> {
+    [&[0; 10][..], packet].concat()
+}
+
+#[test]
+fn a_packet_goes_in_and_its_answer_comes_back_with_its_header() {
+    let mut bench = Bench::attached();
+    let (decap, buffer) = bench.arrive(&datagram(*b"abcd"), outer(60_000));
+    assert_eq!(decap, Decap::Done);
+    assert_eq!(bench.planned(&buffer), (Target::Gwi, frame(&PACKET)));
+
+    for side in Side::BOTH {
+        for packet in [&PACKET, &ANSWER] {
+            let buffer = bench.read(&frame(packet), side);
+            let expected = [&header(*b"abcd")[..], packet].concat();
+            assert_eq!(bench.planned(&buffer), (Target::Outer(outer(60_000)), expected));
+        }
+    }
+    assert_eq!(bench.endpoint.from_gwlb.packets.get(), 1);
+    assert_eq!(bench.endpoint.from_gwlb.bytes.get(), 28);
+    assert_eq!(bench.endpoint.from_gwi.packets.get(), 2);
+    assert_eq!(bench.endpoint.from_gwo.bytes.get(), 56);
+    assert_eq!(bench.endpoint.flows_v4_added.get(), 1);
+    assert_eq!(bench.endpoint.last_seen.get(), NOW);
+}
+
+#[test]
+fn the_newest_header_wins() {
+    let mut bench = Bench::attached();
+    for (cookie, port) in [(*b"old.", 60_000), (*b"new!", 60_001)] {
+        bench.arrive(&datagram(cookie), outer(port));
+        bench.plan.clear();
+    }
+    let buffer = bench.read(&frame(&ANSWER), Side::Gwo);
+    let expected = [&header(*b"new!")[..], &ANSWER].concat();
+    assert_eq!(bench.planned(&buffer), (Target::Outer(outer(60_001)), expected));
+}
+
+#[test]
+fn an_open_checksum_is_completed() {
+    let mut bench = Bench::attached();
+    bench.arrive(&datagram(*b"abcd"), outer(1));
+    bench.plan.clear();
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM, from byte 20, at offset 6 of it, over 8 bytes that add up to
+    // 0x0035 + 0x1234 + 0x0008; the field holds no seed here.
+    let mut open = frame(&ANSWER);
+    open[0] = 1;
+    open[6..8].copy_from_slice(&20_u16.to_ne_bytes());
+    open[8..10].copy_from_slice(&6_u16.to_ne_bytes());
+    let buffer = bench.read(&open, Side::Gwo);
+    let (_, sent) = bench.planned(&buffer);
+    assert_eq!(sent[40 + 26..], (!0x1271_u16).to_be_bytes());
+}
+
+#[test]
+fn frames_that_cannot_return_are_counted_once_each() {
+    let mut bench = Bench::attached();
+    bench.arrive(&datagram(*b"abcd"), outer(1));
+    bench.plan.clear();
+    let mut stranger = ANSWER;
+    stranger[19] = 99;
+    let mut cut = frame(&ANSWER);
+    cut.truncate(30);
+    let mut segmented = frame(&ANSWER);
+    segmented[1] = 1;
+    let mut large = [&ANSWER[..], &[0; 9000]].concat();
+    large[2..4].copy_from_slice(&9028_u16.to_be_bytes());
+    for (bytes, reason) in [
+        (frame(&stranger), DropReason::FlowUnknown),
+        (cut, DropReason::TunBadFrame),
+        (segmented, DropReason::TunBadFrame),
+        (vec![0; 9], DropReason::TunBadFrame),
+        (vec![0; 10], DropReason::TunBadFrame),
+        (frame(&large), DropReason::Mtu),
+    ] {
+        let before = bench.endpoint.encap_drops.get(reason);
+        bench.read(&bytes, Side::Gwo);
+        assert_eq!(bench.endpoint.encap_drops.get(reason), before + 1, "{reason}");
+        assert!(bench.plan.is_empty());
+    }
+    assert_eq!(bench.endpoint.from_gwo.packets.get(), 6);
+    assert_eq!(bench.endpoint.host_noise.get(), 0);
+}
+
+#[test]
+fn the_kernels_own_packets_are_noise() {
+    let mut bench = Bench::attached();
+    let mut solicitation = [0; 48];
+    solicitation[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 8, 58, 255]);
+    solicitation[8..10].copy_from_slice(&[0xfe, 0x80]);
+    solicitation[24..26].copy_from_slice(&[0xff, 0x02]);
+    solicitation[39] = 2;
+    solicitation[40] = 133;
+    bench.read(&frame(&solicitation), Side::Gwi);
+    assert_eq!(bench.endpoint.host_noise.get(), 1);
+    assert_eq!(bench.endpoint.last_seen.get(), Moment::ZERO, "noise is no activity");
+}
+
+#[test]
+fn datagrams_wait_for_their_endpoint_in_order() {
+    let mut bench = Bench::new();
+    let (decap, _) = bench.arrive(&datagram(*b"0000"), outer(1));
+    assert_eq!(decap, Decap::Unknown(ID));
+    assert!(bench.path.announced(ID, &datagram(*b"0000"), outer(1)));
+    for n in 1..70_u16 {
+        let cookie = [0, 0, 0, u8::try_from(n).unwrap()];
+        assert_eq!(bench.arrive(&datagram(cookie), outer(n)).0, Decap::Done);
+    }
+    assert!(bench.plan.is_empty());
+    assert_eq!(bench.worker.held_in.get(), 64);
+    assert_eq!(bench.worker.drops.get(DropReason::NotReady), 6);
+
+    bench.attach();
+    // One that arrives now must not overtake the held ones.
+    assert_eq!(bench.arrive(&datagram(*b"late"), outer(1)).0, Decap::Done);
+    assert_eq!(bench.worker.drops.get(DropReason::NotReady), 7, "its share is full");
+    let mut ports = Vec::new();
+    while bench.path.has_held(LIFE) {
+        let mut bytes = vec![0; 200];
+        let (len, outer) = bench.path.next_held(LIFE, &mut bytes[96..]).unwrap();
+        let arrived = Arrived { buffer: BUFFER, bytes: &mut bytes, datagram: 96..96 + len, outer };
+        bench.path.decap_held(arrived, NOW, &mut bench.plan);
+        assert_eq!(bench.planned(&bytes), (Target::Gwi, frame(&PACKET)));
+        ports.push(outer.remote_port);
+    }
+    assert_eq!(ports, [1].into_iter().chain(1..64).collect::<Vec<_>>());
+    assert_eq!(bench.worker.held_out.get(), 64);
+    assert_eq!(bench.endpoint.from_gwlb.packets.get(), 64);
+    bench.arrive(&datagram(*b"next"), outer(1));
+    assert_eq!(bench.plan.len(), 1, "nothing is held any more: no detour");
+}
+
+#[test]
+fn an_endpoint_that_fails_loses_nothing_silently() {
+    let mut bench = Bench::new();
+    assert!(bench.path.announced(ID, &datagram(*b"abcd"), outer(1)));
+    bench.path.forget(ID, DropReason::EndpointFailed);
+    assert_eq!(bench.worker.drops.get(DropReason::EndpointFailed), 1);
+    assert_eq!((bench.worker.held_in.get(), bench.worker.held_out.get()), (1, 1));
+    assert_eq!(bench.arrive(&datagram(*b"abcd"), outer(1)).0, Decap::Unknown(ID));
+}
+
+#[test]
+fn what_arrives_while_an_endpoint_closes_brings_it_back() {
+    let mut bench = Bench::attached();
+    bench.path.closing(LIFE);
+    bench.arrive(&datagram(*b"abcd"), outer(1));
+    assert!(bench.plan.is_empty());
+    assert_eq!(bench.path.detach(LIFE), Some(ID));
+    assert_eq!(bench.worker.held_in.get() - bench.worker.held_out.get(), 1);
+    bench.path.drop_all_held();
+    assert_eq!(bench.worker.drops.get(DropReason::Shutdown), 1);
+}
+
+#[test]
+fn every_datagram_is_delivered_held_or_counted() {
+    let mut bench = Bench::attached();
+    let good = datagram(*b"abcd");
+    for len in 0..=good.len() {
+        bench.arrive(&good[..len], outer(1));
+        bench.plan.clear();
+    }
+    let mut option_sets = 0;
+    for extra in 0..70_u8 {
+        let mut unknown = good.clone();
+        unknown[0] += 2;
+        unknown.splice(40..40, [0x00, 0x99, 1, 1, 0, 0, 0, extra]);
+        bench.arrive(&unknown, outer(1));
+        option_sets += usize::from(!bench.plan.is_empty());
+        bench.plan.clear();
+    }
+    assert_eq!(option_sets, Templates::CAPACITY - 1, "one template is the usual one");
+    assert_eq!(bench.endpoint.decap_drops.get(DropReason::OptionSetLimit), 7);
+    let received = bench.worker.datagrams.packets.get();
+    let dropped: u64 = DropReason::ALL.iter().map(|&reason| bench.worker.drops.get(reason)).sum();
+    assert_eq!(received, bench.endpoint.from_gwlb.packets.get() + dropped);
+}
+
+#[test]
+fn idle_flows_are_counted_out_again() {
+    let mut bench = Bench::attached();
+    bench.arrive(&datagram(*b"abcd"), outer(1));
+    for _ in 0..200 {
+        bench.path.expire(100, Moment::from_secs(100 + 119));
+    }
+    assert_eq!(bench.endpoint.flows_v4_removed.get(), 0);
+    for _ in 0..200 {
+        bench.path.expire(100, Moment::from_secs(100 + 122));
+    }
+    assert_eq!(bench.endpoint.flows_v4_removed.get(), 1);
+    bench.plan.clear();
+    bench.read(&frame(&ANSWER), Side::Gwo);
+    assert_eq!(bench.endpoint.encap_drops.get(DropReason::FlowUnknown), 1);
+}
