@@ -43,4 +43,5 @@ pub mod path;
 pub mod stats;
 pub mod sys;
 pub mod types;
+pub mod uring;
 pub mod wire;

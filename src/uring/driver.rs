@@ -1,0 +1,518 @@
+//! The operations of one worker on its ring.
+//!
+//! Registered files, by index:
+//!
+//! ```text
+//!   0         1 … 1+senders      then, per endpoint slot
+//!   receiver  send sockets       gwi
+//! ```
+//!
+//! Writes and sends use these numbers. Operations that stay with the kernel use descriptors: until
+//! Linux 6.13 a replaced file is let go of only when every operation has ended that used any
+//! registered file before (`io_rsrc_node_ref_zero`, `io_uring/rsrc.c`: nodes go in order), so one
+//! that never ends would keep every send socket and every TUN queue that was ever replaced.
+//!
+//! Every start of an operation answers at once with a drop reason if it cannot be queued, so that
+//! no packet is without an owner: plan, slot or counter.
+#![expect(unsafe_code, reason = "operations hand the kernel pointers into our memory")]
+
+use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::squeue;
+use io_uring::types::Fd;
+use io_uring::types::Fixed;
+use nix::libc;
+
+use super::buffers::BufferGroup;
+use super::buffers::GroupPlan;
+use super::operations::Ended;
+use super::operations::Operations;
+use super::received;
+use super::ring::Features;
+use super::ring::Ring;
+use super::slots::SlotKey;
+use super::token::Operation;
+use super::token::Token;
+use crate::path::plan::BufferId;
+use crate::path::plan::Group;
+use crate::path::plan::Job;
+use crate::path::plan::Span;
+use crate::sys::Errno;
+use crate::sys::Error;
+use crate::types::DropReason;
+use crate::types::EndpointSlot;
+use crate::types::Side;
+
+const RECEIVER: u32 = 0;
+const SENDERS_START: u32 = 1;
+
+const UDP_GROUP: u16 = 0;
+const TUN_GROUP: u16 = 1;
+
+/// Offset for reads and writes of files that have no position.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// Sizes of a worker's ring, fixed at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriverPlan {
+    /// Entries of the submission queue.
+    pub submissions: u32,
+    /// Most writes and sends in flight.
+    pub operations_max: u32,
+    /// Buffers for datagrams. What the kernel fills includes [`received::DATAGRAM_START`].
+    pub udp: GroupPlan,
+    /// Buffers for frames.
+    pub tun: GroupPlan,
+    /// Most send sockets.
+    pub senders_max: u16,
+    /// Most endpoints.
+    pub endpoints_max: u16,
+    /// What the kernel can do.
+    pub features: Features,
+}
+
+/// One completion, still to be interpreted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// What was started.
+    pub token: Token,
+    /// The operation's result: bytes, events, or why it failed.
+    pub result: Result<u32, Errno>,
+    /// The buffer that was filled; the worker holds its one lease from now on. None if the
+    /// operation failed.
+    pub buffer: Option<BufferId>,
+    /// Whether the operation goes on.
+    pub more: bool,
+}
+
+/// One worker's ring, buffers and operations in flight.
+#[derive(Debug)]
+pub struct Driver {
+    // First, so that it is dropped first: it uses all the memory below.
+    ring: Ring,
+    udp: BufferGroup,
+    tun: BufferGroup,
+    operations: Operations,
+    /// The message header that says how much of each buffer is for addresses.
+    receive_header: Box<libc::msghdr>,
+    plan: DriverPlan,
+    failure: Option<Error>,
+}
+
+impl Driver {
+    /// A ring with everything it needs. Must be called on the thread that will use it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the ring, the memory or the registrations.
+    pub fn new(plan: DriverPlan) -> Result<Self, Error> {
+        let completions = plan.operations_max
+            + u32::from(plan.udp.count)
+            + u32::from(plan.tun.count)
+            + 2 * u32::from(plan.endpoints_max);
+        let ring = Ring::new(plan.submissions, completions.next_power_of_two(), plan.features)?;
+        let files = SENDERS_START + u32::from(plan.senders_max) + u32::from(plan.endpoints_max);
+        ring.submitter().register_files_sparse(files).map_err(|error| {
+            Error::from_io("io_uring_register FILES", format!("{files} files"), &error)
+        })?;
+        // SAFETY: all fields of a message header may be zero.
+        let mut receive_header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        receive_header.msg_namelen =
+            libc::socklen_t::try_from(received::NAME_BYTES).expect("16 bytes");
+        receive_header.msg_controllen = received::CONTROL_BYTES as _;
+        Ok(Self {
+            udp: BufferGroup::new(&ring, UDP_GROUP, plan.udp)?,
+            tun: BufferGroup::new(&ring, TUN_GROUP, plan.tun)?,
+            operations: Operations::new(plan.operations_max)?,
+            receive_header,
+            ring,
+            plan,
+            failure: None,
+        })
+    }
+
+    /// What the kernel can do.
+    pub fn features(&self) -> Features {
+        self.plan.features
+    }
+
+    // ---- registered files -------------------------------------------------------------------
+
+    /// Registers the socket that receives, as the sender [`SenderId::RECEIVER`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the file; so for the other registrations.
+    pub fn register_receiver(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.register(RECEIVER, fd.as_raw_fd())
+    }
+
+    /// Registers a send socket as `sender`, in place of what was there.
+    ///
+    /// # Errors
+    /// When the kernel refuses the file.
+    pub fn register_sender(&self, sender: SenderId, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.register(self.sender_file(sender).0, fd.as_raw_fd())
+    }
+
+    /// Registers an endpoint's queue of `gwi`, which is written to.
+    ///
+    /// # Errors
+    /// When the kernel refuses the file.
+    pub fn register_gwi(&self, slot: EndpointSlot, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.register(self.gwi_file(slot).0, fd.as_raw_fd())
+    }
+
+    /// Lets go of an endpoint's queue of `gwi`. No write may be in flight on it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unregister_gwi(&self, slot: EndpointSlot) -> Result<(), Error> {
+        self.register(self.gwi_file(slot).0, -1)
+    }
+
+    fn register(&self, index: u32, fd: RawFd) -> Result<(), Error> {
+        let refused =
+            |error| Error::from_io("io_uring_register FILES_UPDATE", format!("{index}"), &error);
+        self.ring.submitter().register_files_update(index, &[fd]).map(drop).map_err(refused)
+    }
+
+    fn sender_file(&self, sender: SenderId) -> Fixed {
+        if sender == SenderId::RECEIVER {
+            return Fixed(RECEIVER);
+        }
+        assert!(sender.0 < self.plan.senders_max, "{sender:?} is not planned for");
+        Fixed(SENDERS_START + u32::from(sender.0))
+    }
+
+    fn gwi_file(&self, slot: EndpointSlot) -> Fixed {
+        assert!(slot.0 < self.plan.endpoints_max, "endpoint slot {} is not planned for", slot.0);
+        Fixed(SENDERS_START + u32::from(self.plan.senders_max) + u32::from(slot.0))
+    }
+
+    // ---- long-lived operations --------------------------------------------------------------
+
+    /// Starts multishot receive on `fd`.
+    pub fn arm_receive(&mut self, fd: BorrowedFd<'_>) {
+        let header = &raw const *self.receive_header;
+        let entry = opcode::RecvMsgMulti::new(Fd(fd.as_raw_fd()), header, UDP_GROUP).build();
+        self.start(entry, token(Operation::Receive, 0, 0, 0));
+    }
+
+    /// Starts waiting for the mailbox's eventfd.
+    pub fn arm_wake(&mut self, fd: BorrowedFd<'_>) {
+        let events = u32::from(libc::POLLIN.cast_unsigned());
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).multi(true).build();
+        self.start(entry, token(Operation::Wake, 0, 0, 0));
+    }
+
+    /// Starts reading a queue: frames come by themselves, or, without multishot read, the news
+    /// that there are some.
+    pub fn arm_tun_read(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        slot: EndpointSlot,
+        side: Side,
+        generation: u8,
+    ) {
+        let file = Fd(fd.as_raw_fd());
+        let entry = if self.plan.features.read_multishot {
+            opcode::ReadMulti::new(file, 0, TUN_GROUP).offset(NO_OFFSET).build()
+        } else {
+            let events = u32::from(libc::POLLIN.cast_unsigned());
+            opcode::PollAdd::new(file, events).multi(true).build()
+        };
+        self.start(entry, token(Operation::TunRead, queue_number(slot, side), generation, 0));
+    }
+
+    /// Starts waiting until a send socket takes more.
+    pub fn arm_send_ready(&mut self, sender: SenderId) {
+        let events = u32::from(libc::POLLOUT.cast_unsigned());
+        let entry = opcode::PollAdd::new(self.sender_file(sender), events).build();
+        self.start(entry, token(Operation::SendReady, sender.0, 0, 0));
+    }
+
+    /// Asks for the end of a long-lived operation; its last completion still comes.
+    pub fn cancel(&mut self, operation: Operation, queue: u16, generation: u8) {
+        let target = token(operation, queue, generation, 0).into();
+        let entry = opcode::AsyncCancel::new(target).build();
+        self.start(entry, token(Operation::Cancel, queue, generation, 0));
+    }
+
+    fn start(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.into());
+        // SAFETY: the only pointer in these operations is the one to the receive header, which
+        // lives as long as `self` and is never written after `new`.
+        let pushed = unsafe { self.ring.push(&entry) };
+        self.record(pushed);
+    }
+
+    fn record(&mut self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    // ---- writes and sends -------------------------------------------------------------------
+
+    /// Starts writing a job's spans as one frame to the endpoint's `gwi`.
+    ///
+    /// # Errors
+    /// [`DropReason::NoBuffer`] when no slot is free.
+    pub fn write_gwi(&mut self, job: &Job, spans: &[Span]) -> Result<(), DropReason> {
+        let file = self.gwi_file(job.endpoint);
+        let queue = queue_number(job.endpoint, Side::Gwi);
+        let key = self.claim(job, spans, queue)?;
+        let entry = if let [span] = spans {
+            opcode::Write::new(file, self.address(span), span.len).offset(NO_OFFSET).build()
+        } else {
+            let (vectors, count) = self.fill_vectors(key, spans);
+            opcode::Writev::new(file, vectors, count).offset(NO_OFFSET).build()
+        };
+        self.start_claimed(entry, token(Operation::TunWrite, queue, key.generation, key.slot));
+        Ok(())
+    }
+
+    /// Prepares to send a job's spans as one datagram from `local` to `remote`.
+    /// [`Self::start_send`] starts it. A send socket is bound to `local`; the receive socket,
+    /// which is not, is told.
+    ///
+    /// # Errors
+    /// [`DropReason::NoBuffer`] when no slot is free.
+    pub fn prepare_send(
+        &mut self,
+        sender: SenderId,
+        local: Ipv4Addr,
+        remote: SocketAddrV4,
+        job: &Job,
+        spans: &[Span],
+    ) -> Result<Token, DropReason> {
+        let key = self.claim(job, spans, sender.0)?;
+        let vectors = self.fill_vectors(key, spans);
+        let from = (sender == SenderId::RECEIVER).then_some(local);
+        self.operations.fill_message(key, from, remote, vectors);
+        Ok(token(Operation::Send, sender.0, key.generation, key.slot))
+    }
+
+    /// Starts a prepared send, or starts one again that found its socket full.
+    ///
+    /// It never blocks, and never waits inside the kernel either: a full socket answers `EAGAIN`,
+    /// and the order of its datagrams stays ours to keep.
+    ///
+    /// # Panics
+    /// If the token names no send that [`Self::prepare_send`] gave and [`Self::finish`] has not
+    /// ended.
+    pub fn start_send(&mut self, token: Token) {
+        let message = self.operations.message(slot_key(token));
+        let file = self.sender_file(SenderId(token.queue));
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let entry = opcode::SendMsg::new(file, message).flags(flags.cast_unsigned()).build();
+        self.start_claimed(entry, token);
+    }
+
+    fn claim(&mut self, job: &Job, spans: &[Span], queue: u16) -> Result<SlotKey, DropReason> {
+        let buffers = spans.iter().map(|span| span.buffer);
+        let key = self.operations.claim(job, queue, buffers).ok_or(DropReason::NoBuffer)?;
+        for span in spans {
+            let leases = self.group_mut(span.buffer.group()).leases();
+            leases.lease(span.buffer.index()).expect("a plan names held buffers only");
+        }
+        Ok(key)
+    }
+
+    fn fill_vectors(&mut self, key: SlotKey, spans: &[Span]) -> (*const libc::iovec, u32) {
+        let Self { operations, udp, tun, .. } = self;
+        let address = |span: &Span| {
+            let group = if span.buffer.group() == Group::Udp { &*udp } else { &*tun };
+            (group.address(span.buffer.index(), span.start, span.len), span.len)
+        };
+        operations.fill_vectors(key, spans.iter().map(address))
+    }
+
+    fn start_claimed(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.into());
+        // SAFETY: the entry points into leased buffers, which are neither offered nor written
+        // while leased, and into the slot's memory, which is rewritten only after the slot is
+        // freed: both end in `finish`, at the operation's completion.
+        let pushed = unsafe { self.ring.push(&entry) };
+        self.record(pushed);
+    }
+
+    /// Ends a write or send whose completion was taken, or a send that was never started: frees
+    /// its slot and its leases. Nothing if the token names none.
+    pub fn finish(&mut self, token: Token) -> Option<Ended> {
+        let Self { operations, udp, tun, .. } = self;
+        operations.finish(slot_key(token), token.queue, |buffer| {
+            let group = if buffer.group() == Group::Udp { &mut *udp } else { &mut *tun };
+            group.leases().release(buffer.index()).expect("a slot's leases are held");
+        })
+    }
+
+    /// The endpoint that a write or send belongs to. Nothing if the token names none.
+    pub fn endpoint_of(&mut self, token: Token) -> Option<EndpointSlot> {
+        self.operations.endpoint_of(slot_key(token))
+    }
+
+    /// Writes and sends that have not ended.
+    pub fn in_flight(&self) -> usize {
+        self.operations.in_flight()
+    }
+
+    fn address(&self, span: &Span) -> *mut u8 {
+        self.group(span.buffer.group()).address(span.buffer.index(), span.start, span.len)
+    }
+
+    // ---- buffers ----------------------------------------------------------------------------
+
+    /// The bytes of a buffer that the worker holds and no operation uses, headroom included.
+    ///
+    /// # Panics
+    /// If it is not held, or an operation uses it.
+    pub fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8] {
+        self.group_mut(buffer.group()).bytes_mut(buffer.index())
+    }
+
+    /// Bytes before what the kernel fills in a group's buffers.
+    pub fn headroom_bytes(&self, group: Group) -> usize {
+        self.group(group).headroom_bytes()
+    }
+
+    /// Takes a free buffer for the worker's own use.
+    pub fn take_buffer(&mut self, group: Group) -> Option<BufferId> {
+        let index = self.group_mut(group).leases().take()?;
+        Some(BufferId::new(group, index))
+    }
+
+    /// Whether [`Self::take_buffer`] would find one.
+    pub fn has_free(&self, group: Group) -> bool {
+        self.group(group).has_free()
+    }
+
+    /// Ends the worker's own lease of a buffer.
+    pub fn release(&mut self, buffer: BufferId) {
+        let released = self.group_mut(buffer.group()).leases().release(buffer.index());
+        debug_assert_eq!(released, Ok(()), "the worker released what it did not hold");
+    }
+
+    /// Offers free buffers of a group to the kernel, up to the group's share.
+    pub fn refill(&mut self, group: Group) {
+        self.group_mut(group).refill();
+    }
+
+    /// Buffers of a group that the kernel has now.
+    pub fn offered(&self, group: Group) -> u16 {
+        self.group(group).offered()
+    }
+
+    fn group(&self, group: Group) -> &BufferGroup {
+        match group {
+            Group::Udp => &self.udp,
+            Group::Tun => &self.tun,
+        }
+    }
+
+    fn group_mut(&mut self, group: Group) -> &mut BufferGroup {
+        match group {
+            Group::Udp => &mut self.udp,
+            Group::Tun => &mut self.tun,
+        }
+    }
+
+    // ---- the turn ---------------------------------------------------------------------------
+
+    /// Submits what is queued and waits until something completes, `patience` at most.
+    ///
+    /// # Errors
+    /// When the ring failed, now or when something was queued: the worker cannot go on.
+    pub fn enter(&mut self, patience: Duration) -> Result<(), Error> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        self.ring.enter(patience)
+    }
+
+    /// Moves what has completed to `completions`. Returns how many completions made no sense:
+    /// always 0 unless there is a bug.
+    pub fn take_completions(&mut self, completions: &mut Vec<Completion>) -> u64 {
+        let mut strays = 0;
+        while completions.len() < completions.capacity() {
+            let Some(entry) = self.ring.complete() else {
+                break;
+            };
+            match self.interpret(entry.user_data(), entry.result(), entry.flags()) {
+                Some(completion) => completions.push(completion),
+                None => strays += 1,
+            }
+        }
+        strays
+    }
+
+    fn interpret(&mut self, user_data: u64, result: i32, flags: u32) -> Option<Completion> {
+        let token = Token::try_from(user_data).ok()?;
+        let result = match result {
+            failed if failed < 0 => Err(Errno::from_raw(-failed)),
+            done => Ok(done.cast_unsigned()),
+        };
+        let mut buffer = None;
+        if let Some(index) = cqueue::buffer_select(flags) {
+            let group = if token.operation == Operation::Receive { Group::Udp } else { Group::Tun };
+            let leases = self.group_mut(group).leases();
+            leases.received(index).ok()?;
+            if result.is_ok() {
+                buffer = Some(BufferId::new(group, index));
+            } else {
+                // An operation may take a buffer and then fail; there is nothing in it.
+                leases.release(index).ok()?;
+            }
+        }
+        Some(Completion { token, result, buffer, more: cqueue::more(flags) })
+    }
+}
+
+impl Drop for Driver {
+    /// After this the kernel uses none of the memory that is about to be unmapped, however the
+    /// worker came to its end.
+    fn drop(&mut self) {
+        self.ring.cancel_everything();
+    }
+}
+
+/// Number of a send socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SenderId(pub u16);
+
+impl SenderId {
+    /// The receive socket, as the sender for a load balancer that itself uses port 6081.
+    pub const RECEIVER: Self = Self(u16::MAX);
+}
+
+/// Number of a queue: twice the slot, plus the side.
+pub fn queue_number(slot: EndpointSlot, side: Side) -> u16 {
+    let side = match side {
+        Side::Gwi => 0,
+        Side::Gwo => 1,
+    };
+    slot.0 * 2 + side
+}
+
+/// The endpoint and side of a queue number.
+pub fn queue_of(number: u16) -> (EndpointSlot, Side) {
+    let side = if number.is_multiple_of(2) { Side::Gwi } else { Side::Gwo };
+    (EndpointSlot(number / 2), side)
+}
+
+fn token(operation: Operation, queue: u16, generation: u8, slot: u32) -> Token {
+    Token { operation, queue, generation, slot }
+}
+
+fn slot_key(token: Token) -> SlotKey {
+    SlotKey { slot: token.slot, generation: token.generation }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! Writes and sends in flight: their slots, and the memory that the kernel reads for each.
+//!
+//! A slot is claimed with the leases of the job's buffers and freed, leases and all, when the
+//! operation's completion has been taken. In between its message header and I/O vector keep their
+//! address and their contents.
+
+#![expect(unsafe_code, reason = "the kernel reads this memory while an operation is in flight")]
+
+use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
+use std::ptr::NonNull;
+
+use arrayvec::ArrayVec;
+use nix::libc;
+
+use super::received::NAME_BYTES;
+use super::slots::SlotKey;
+use super::slots::SlotTable;
+use crate::path::plan::BufferId;
+use crate::path::plan::Job;
+use crate::path::plan::SPANS_MAX;
+use crate::sys::Error;
+use crate::sys::Mapping;
+use crate::types::EndpointSlot;
+
+/// `AF_INET` and the length of an address, in the types that their fields have.
+const FAMILY: libc::sa_family_t = 2;
+const ADDRESS_BYTES: libc::socklen_t = 16;
+const _: () = assert!(libc::AF_INET == 2 && NAME_BYTES == 16);
+
+/// What an ended write or send was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The endpoint that the packets belong to.
+    pub endpoint: EndpointSlot,
+    /// Inner packets.
+    pub packets: u32,
+    /// Sum of their lengths in bytes.
+    pub packet_bytes: u32,
+}
+
+/// What a slot remembers of its operation.
+#[derive(Debug, Default)]
+struct InFlight {
+    endpoint: u16,
+    queue: u16,
+    packets: u32,
+    packet_bytes: u32,
+    leases: ArrayVec<BufferId, SPANS_MAX>,
+}
+
+/// What the kernel reads of one operation.
+#[repr(C)]
+struct OperationMemory {
+    message: libc::msghdr,
+    remote: libc::sockaddr_in,
+    /// The I/O vector of the usual case, one span, close to the message.
+    single: libc::iovec,
+    source: SourceAddress,
+}
+
+/// The control message that chooses the address a datagram leaves from (ip(7), `IP_PKTINFO`).
+#[repr(C)]
+struct SourceAddress {
+    header: libc::cmsghdr,
+    info: libc::in_pktinfo,
+}
+
+const SOURCE_BYTES: usize = size_of::<libc::cmsghdr>() + size_of::<libc::in_pktinfo>();
+
+/// The I/O vector of a job of several spans.
+type Vectors = [libc::iovec; SPANS_MAX];
+
+/// All writes and sends of a worker.
+#[derive(Debug)]
+pub(super) struct Operations {
+    slots: SlotTable<InFlight>,
+    memory: Mapping,
+    vectors: Mapping,
+}
+
+impl Operations {
+    /// Room for `count` operations.
+    pub(super) fn new(count: u32) -> Result<Self, Error> {
+        Ok(Self {
+            slots: SlotTable::new(count),
+            memory: Mapping::new(count as usize * size_of::<OperationMemory>())?,
+            vectors: Mapping::new(count as usize * size_of::<Vectors>())?,
+        })
+    }
+
+    /// Number of operations in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.in_use()
+    }
+
+    /// Takes a slot for a job on `queue` that leases `buffers`.
+    pub(super) fn claim(
+        &mut self,
+        job: &Job,
+        queue: u16,
+        buffers: impl Iterator<Item = BufferId>,
+    ) -> Option<SlotKey> {
+        let (key, slot) = self.slots.claim()?;
+        slot.endpoint = job.endpoint.0;
+        slot.queue = queue;
+        slot.packets = job.packets;
+        slot.packet_bytes = job.packet_bytes;
+        slot.leases.clear();
+        slot.leases.extend(buffers);
+        Some(key)
+    }
+
+    /// Frees a slot; each of its leases goes to `release`. Nothing if the key is not of its
+    /// present use on `queue`.
+    pub(super) fn finish(
+        &mut self,
+        key: SlotKey,
+        queue: u16,
+        mut release: impl FnMut(BufferId),
+    ) -> Option<Ended> {
+        let slot = self.slots.get_mut(key).filter(|slot| slot.queue == queue)?;
+        slot.leases.drain(..).for_each(&mut release);
+        let ended = Ended {
+            endpoint: EndpointSlot(slot.endpoint),
+            packets: slot.packets,
+            packet_bytes: slot.packet_bytes,
+        };
+        self.slots.free(key);
+        Some(ended)
+    }
+
+    /// Writes the I/O vector of a claimed slot. Returns its address and length.
+    ///
+    /// # Panics
+    /// If there are more than [`SPANS_MAX`] places or the slot is not in use.
+    pub(super) fn fill_vectors(
+        &mut self,
+        key: SlotKey,
+        places: impl ExactSizeIterator<Item = (*mut u8, u32)>,
+    ) -> (*const libc::iovec, u32) {
+        assert!(self.slots.get_mut(key).is_some() && places.len() <= SPANS_MAX);
+        let count = u32::try_from(places.len()).expect("at most 64");
+        let vectors: *mut libc::iovec = if count == 1 {
+            // SAFETY: the slot is in use, so its memory is inside the mapping; only the field's
+            // address is taken.
+            unsafe { &raw mut (*self.memory_of(key).as_ptr()).single }
+        } else {
+            let all = self.vectors.base().cast::<Vectors>();
+            // SAFETY: slots are numbered below the count that the mapping was made for.
+            unsafe { all.add(key.slot as usize) }.as_ptr().cast()
+        };
+        for (place, (start, len)) in places.enumerate() {
+            // SAFETY: place < SPANS_MAX, by the assertion, or 0 for the single vector: inside the
+            // mapping either way.
+            let at = unsafe { vectors.add(place) };
+            let vector = libc::iovec { iov_base: start.cast(), iov_len: len as usize };
+            // SAFETY: mapped and aligned; the slot is claimed but not started, so the kernel does
+            // not read it yet.
+            unsafe { at.write(vector) };
+        }
+        (vectors, count)
+    }
+
+    /// Writes the message header of a claimed slot: to `remote`, with these vectors, from the
+    /// address `from` instead of the socket's own if there is one.
+    pub(super) fn fill_message(
+        &mut self,
+        key: SlotKey,
+        from: Option<Ipv4Addr>,
+        remote: SocketAddrV4,
+        (vectors, count): (*const libc::iovec, u32),
+    ) {
+        assert!(self.slots.get_mut(key).is_some());
+        let memory = self.memory_of(key).as_ptr();
+        let address = libc::sockaddr_in {
+            sin_family: FAMILY,
+            sin_port: remote.port().to_be(),
+            sin_addr: in_addr(*remote.ip()),
+            sin_zero: [0; 8],
+        };
+        // SAFETY: all fields of a message header may be zero.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        // SAFETY: the slot is in use, so its memory is inside the mapping; only the field's
+        // address is taken.
+        message.msg_name = unsafe { &raw mut (*memory).remote }.cast();
+        message.msg_namelen = ADDRESS_BYTES;
+        message.msg_iov = vectors.cast_mut();
+        message.msg_iovlen = count as _;
+        if let Some(from) = from {
+            // SAFETY: as for the name.
+            let source = unsafe { &raw mut (*memory).source };
+            // SAFETY: mapped and aligned; the slot is claimed but not started, so the kernel does
+            // not read it yet.
+            unsafe { source.write(source_address(from)) };
+            message.msg_control = source.cast();
+            message.msg_controllen = SOURCE_BYTES as _;
+        }
+        // SAFETY: mapped and aligned; the slot is claimed but not started, so the kernel does not
+        // read it yet.
+        unsafe { (*memory).remote = address };
+        // SAFETY: as above.
+        unsafe { (*memory).message = message };
+    }
+
+    /// The endpoint that a slot's operation belongs to.
+    pub(super) fn endpoint_of(&mut self, key: SlotKey) -> Option<EndpointSlot> {
+        self.slots.get_mut(key).map(|slot| EndpointSlot(slot.endpoint))
+    }
+
+    /// Address of the message header of a slot.
+    ///
+    /// # Panics
+    /// If the slot is not in use.
+    pub(super) fn message(&mut self, key: SlotKey) -> *const libc::msghdr {
+        assert!(self.slots.get_mut(key).is_some(), "{key:?} is not in use");
+        // SAFETY: the slot is in use, so its memory is inside the mapping; only the field's
+        // address is taken.
+        unsafe { &raw const (*self.memory_of(key).as_ptr()).message }
+    }
+
+    fn memory_of(&self, key: SlotKey) -> NonNull<OperationMemory> {
+        let all = self.memory.base().cast::<OperationMemory>();
+        // SAFETY: slots are numbered below the count that the mapping was made for.
+        unsafe { all.add(key.slot as usize) }
+    }
+}
+
+fn in_addr(address: Ipv4Addr) -> libc::in_addr {
+    libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) }
+}
+
+fn source_address(from: Ipv4Addr) -> SourceAddress {
+    SourceAddress {
+        header: libc::cmsghdr {
+            cmsg_len: SOURCE_BYTES as _,
+            cmsg_level: libc::IPPROTO_IP,
+            cmsg_type: libc::IP_PKTINFO,
+        },
+        info: libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: in_addr(from),
+            ipi_addr: in_addr(Ipv4Addr::UNSPECIFIED),
+        },
+    }
+}
