@@ -45,3 +45,4 @@ pub mod sys;
 pub mod types;
 pub mod uring;
 pub mod wire;
+pub mod worker;

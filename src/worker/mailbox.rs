@@ -1,0 +1,248 @@
+//! What the control thread and a worker say to each other, and the admission they share.
+//!
+//! Both directions are bounded channels of typed messages with an eventfd beside them, because
+//! both ends sleep in a ring. Capacities are such that a full channel means a worker that no
+//! longer turns, which health reports on its own.
+//!
+//! Life of an endpoint, as one worker sees it:
+//!
+//! ```text
+//!             first datagram, admitted          Attach            Closing
+//!   (unknown) ───────────────────────▶ Pending ────────▶ Active ─────────▶ Closing
+//!       ▲        Event::EndpointSeen      │  Forget                           │ Detach
+//!       └─────────────────────────────────┴───────────────────────────────────┘
+//!                                                             Event::Detached
+//! ```
+//!
+//! While an endpoint is `Pending` or `Closing` its datagrams are held; after `Attach` they go
+//! first, in order.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use crossbeam_channel::Sender;
+use crossbeam_channel::TrySendError;
+
+use crate::flow::Templates;
+use crate::stats::EndpointCell;
+use crate::sys;
+use crate::sys::EventFd;
+use crate::types::DropReason;
+use crate::types::EndpointId;
+use crate::types::EndpointRef;
+use crate::types::Moment;
+use crate::types::Side;
+use crate::types::WorkerId;
+
+/// Everything a worker needs to serve an endpoint.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The id that datagrams carry.
+    pub id: EndpointId,
+    /// The endpoint's slot in every table, and which life of the slot this is.
+    pub endpoint: EndpointRef,
+    /// The endpoint's GENEVE header templates, shared by all workers.
+    pub templates: Arc<Templates>,
+    /// This worker's counters for the endpoint.
+    pub cell: Arc<EndpointCell>,
+    /// This worker's queue of `gwi` and of `gwo`, in the order of [`Side::BOTH`]. The worker
+    /// registers them with its ring and lets go of the `Arc`; the netdev thread closes them.
+    pub queues: [Arc<OwnedFd>; 2],
+}
+
+/// What may change while the program runs. Everything else is fixed at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Idle time after which a TCP flow is forgotten.
+    pub tcp_idle: Duration,
+    /// Idle time after which any other flow is forgotten.
+    pub other_idle: Duration,
+}
+
+impl Policy {
+    /// Idle time of everything but TCP at a load balancer; it cannot be changed (AWS guide,
+    /// "Gateway Load Balancers", *Idle timeout*).
+    const OTHER_IDLE: Duration = Duration::from_mins(2);
+
+    /// The policy with this idle time for TCP.
+    pub fn new(tcp_idle: Duration) -> Self {
+        Self { tcp_idle, other_idle: Self::OTHER_IDLE }
+    }
+}
+
+/// From control to a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// CREATE has ended: serve the endpoint, held datagrams first.
+    Attach(Box<Attachment>),
+    /// DESTROY is about to run: hold datagrams, write nothing more to `gwi`.
+    Closing(EndpointRef),
+    /// DESTROY has ended: stop reading, drop what waits for a full send socket, let go of the
+    /// queues, answer [`Event::Detached`].
+    Detach(EndpointRef),
+    /// The endpoint could not be set up: count what is held as `reason` and forget the id.
+    Forget(EndpointId, DropReason),
+    /// New limits and time-outs.
+    Policy(Arc<Policy>),
+    /// End: cancel every operation, wait for their completions, return.
+    Stop,
+}
+
+/// From a worker to control.
+#[derive(Debug)]
+pub enum Event {
+    /// A datagram with an id that this worker does not know was admitted and is held. The permit
+    /// that [`Admission::admit`] gave travels with it.
+    EndpointSeen(WorkerId, EndpointId),
+    /// The queues of the endpoint are out of this worker's ring.
+    Detached(WorkerId, EndpointRef),
+    /// Reading a queue failed for good: its link is gone.
+    QueueLost(WorkerId, EndpointRef, Side, sys::Errno),
+    /// The worker's receive socket or ring failed for good; the worker has ended.
+    Failed(WorkerId, sys::Error),
+}
+
+/// A sender with the eventfd that wakes the other end.
+#[derive(Debug)]
+pub struct Mailbox<T> {
+    queue: Sender<T>,
+    wake: Arc<EventFd>,
+}
+
+impl<T> Clone for Mailbox<T> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), wake: Arc::clone(&self.wake) }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// A mailbox of `capacity` messages: the end that sends and the end that receives.
+    pub fn new(capacity: usize, wake: Arc<EventFd>) -> (Self, Receiver<T>) {
+        let (queue, receiver) = crossbeam_channel::bounded(capacity);
+        (Self { queue, wake }, receiver)
+    }
+
+    /// Leaves a message and wakes the other end. Never blocks.
+    ///
+    /// # Errors
+    /// Gives the message back if the box is full or nobody will read it any more.
+    pub fn post(&self, message: T) -> Result<(), T> {
+        match self.queue.try_send(message) {
+            Ok(()) => {
+                self.wake.notify();
+                Ok(())
+            }
+            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
+        }
+    }
+}
+
+/// Who may become an endpoint: a limit on their number and on the rate of creation.
+///
+/// Decided by the worker that sees the first datagram, with two atomics, so that a flood of ids
+/// costs control nothing. A permit taken here belongs to the `EndpointSeen` that follows; control
+/// gives it back with [`Admission::release`] when the endpoint ends, or at once if another worker
+/// announced the same id first.
+#[derive(Debug)]
+pub struct Admission {
+    free: AtomicU32,
+    limit: u32,
+    /// Theoretical arrival time of the next creation, nanoseconds (generic cell rate algorithm,
+    /// ITU-T I.371 annex A: one counter instead of a token bucket's two).
+    due: AtomicU64,
+    interval: Duration,
+    burst: u32,
+    refused: AtomicBool,
+}
+
+impl Admission {
+    /// At most `limit` endpoints at a time; `burst` of them at once, then one per `interval`.
+    pub fn new(limit: u32, burst: u32, interval: Duration) -> Self {
+        Self {
+            free: AtomicU32::new(limit),
+            limit,
+            due: AtomicU64::new(0),
+            interval,
+            burst,
+            refused: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes a permit for a new endpoint.
+    ///
+    /// # Errors
+    /// [`DropReason::EndpointLimit`] or [`DropReason::EndpointRate`]; nothing is taken then.
+    pub fn admit(&self, now: Moment) -> Result<(), DropReason> {
+        if self.free.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_err()
+        {
+            self.refused.store(true, Ordering::Relaxed);
+            return Err(DropReason::EndpointLimit);
+        }
+        let interval = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX);
+        let tolerance = interval.saturating_mul(u64::from(self.burst.saturating_sub(1)));
+        let now = now.as_nanos();
+        let conforming = |due: u64| {
+            (due <= now.saturating_add(tolerance)).then(|| due.max(now).saturating_add(interval))
+        };
+        if self.due.try_update(Ordering::Relaxed, Ordering::Relaxed, conforming).is_err() {
+            self.release();
+            self.refused.store(true, Ordering::Relaxed);
+            return Err(DropReason::EndpointRate);
+        }
+        Ok(())
+    }
+
+    /// Gives a permit back.
+    pub fn release(&self) {
+        let before = self.free.fetch_add(1, Ordering::Relaxed);
+        debug_assert!(before < self.limit, "a permit was given back twice");
+    }
+
+    /// Whether an endpoint was refused since start.
+    pub fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_counts_permits() {
+        let admission = Admission::new(2, 100, Duration::from_millis(1));
+        let now = Moment::from_secs(5);
+        assert_eq!(admission.admit(now), Ok(()));
+        assert_eq!(admission.admit(now), Ok(()));
+        assert!(!admission.has_refused());
+        assert_eq!(admission.admit(now), Err(DropReason::EndpointLimit));
+        assert!(admission.has_refused());
+        admission.release();
+        assert_eq!(admission.admit(now), Ok(()));
+    }
+
+    #[test]
+    fn a_burst_then_one_per_interval() {
+        let interval = Duration::from_millis(100);
+        let admission = Admission::new(1000, 3, interval);
+        let mut now = Moment::from_secs(5);
+        for _ in 0..3 {
+            assert_eq!(admission.admit(now), Ok(()));
+        }
+        assert_eq!(admission.admit(now), Err(DropReason::EndpointRate));
+        for _ in 0..4 {
+            now = now.after(interval);
+            assert_eq!(admission.admit(now), Ok(()));
+            assert_eq!(admission.admit(now), Err(DropReason::EndpointRate));
+        }
+        now = now.after(Duration::from_mins(1));
+        let admitted = (0..10).filter(|_| admission.admit(now).is_ok()).count();
+        assert_eq!(admitted, 3, "quiet time refills the burst and no more");
+    }
+}

@@ -1,0 +1,356 @@
+//! Send sockets: one per local address and source port in use, opened when first needed.
+//!
+//! A load balancer node expects answers from the port it used, so the number of sockets follows
+//! the number of its source ports. It is bounded; beyond the bound the least recently used of a
+//! few candidates is replaced, which costs about 10 µs. A port that cannot be bound is not tried
+//! again for a second, and its packets are counted as `send_error`.
+//!
+//! Order: a socket that is full answers `EAGAIN`. Its sends then wait here, in order, until it has
+//! room, and later ones queue behind them. Each holds a buffer that frames are read into, so their
+//! number is bounded, over all sockets: one that is full must not end the reading for all. If a
+//! later send of the same batch got through
+//! nevertheless, the earlier ones are dropped and counted (`send_full`): late is worse than lost.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+
+use crate::sys::udp;
+use crate::types::DropReason;
+use crate::types::GENEVE_PORT;
+use crate::types::Moment;
+use crate::types::OuterPath;
+use crate::uring::Driver;
+use crate::uring::SenderId;
+use crate::uring::Token;
+
+/// Send queue of one socket, bytes: a burst of a worker's turn of the largest packets.
+const QUEUE_BYTES: usize = 4 << 20;
+
+/// How long a port that could not be bound is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sockets looked at to find one to replace.
+const CANDIDATES: usize = 16;
+
+/// Ports below are never bound: a datagram from there is not the load balancer's.
+const PORT_MIN: u16 = 1024;
+
+#[derive(Clone, Copy, Debug)]
+struct Socket {
+    local: Ipv4Addr,
+    port: u16,
+    used: Moment,
+    /// Sends started and not completed.
+    in_flight: u32,
+    /// Sends that wait for room.
+    waiting: u32,
+    /// Not open: the port was refused, try again then.
+    refused_until: Option<Moment>,
+}
+
+impl Socket {
+    fn is_idle(&self) -> bool {
+        self.in_flight == 0 && self.waiting == 0
+    }
+}
+
+/// The send sockets of one worker.
+#[derive(Debug)]
+pub(super) struct Senders {
+    by_source: HashMap<(Ipv4Addr, u16), SenderId, foldhash::fast::RandomState>,
+    sockets: Vec<Socket>,
+    sockets_max: usize,
+    /// Where the search for a socket to replace goes on.
+    hand: usize,
+    waiting: VecDeque<Token>,
+    waiting_max: usize,
+    /// Sends of the receive socket, which is not in `sockets`.
+    receiver: Socket,
+}
+
+impl Senders {
+    /// No sockets yet, up to `sockets_max`, and up to `waiting_max` sends that wait for room.
+    pub(super) fn new(sockets_max: u16, waiting_max: u16) -> Self {
+        let waiting_max = usize::from(waiting_max);
+        let sockets_max = usize::from(sockets_max);
+        let unused = Socket {
+            local: Ipv4Addr::UNSPECIFIED,
+            port: 0,
+            used: Moment::ZERO,
+            in_flight: 0,
+            waiting: 0,
+            refused_until: None,
+        };
+        let hasher = foldhash::fast::RandomState::default();
+        Self {
+            // Sources come and go. At no more than half of its capacity the map clears the traces
+            // of removals in place; fuller than that it would allocate.
+            by_source: HashMap::with_capacity_and_hasher(2 * sockets_max, hasher),
+            sockets: Vec::with_capacity(sockets_max),
+            sockets_max,
+            hand: 0,
+            waiting: VecDeque::with_capacity(waiting_max),
+            waiting_max,
+            receiver: unused,
+        }
+    }
+
+    /// The socket that answers on `outer` must leave from, opened if need be.
+    ///
+    /// # Errors
+    /// [`DropReason::SendError`] if there is none and none can be had.
+    pub(super) fn find(
+        &mut self,
+        driver: &Driver,
+        outer: &OuterPath,
+        now: Moment,
+    ) -> Result<SenderId, DropReason> {
+        if outer.remote_port == GENEVE_PORT {
+            return Ok(SenderId::RECEIVER);
+        }
+        let source = (outer.local, outer.remote_port);
+        if let Some(&id) = self.by_source.get(&source) {
+            let socket = &mut self.sockets[usize::from(id.0)];
+            socket.used = now;
+            match socket.refused_until {
+                None => return Ok(id),
+                Some(until) if now < until => return Err(DropReason::SendError),
+                Some(_) => return self.open(driver, id, source, now),
+            }
+        }
+        let id = self.place().ok_or(DropReason::SendError)?;
+        self.by_source.insert(source, id);
+        self.open(driver, id, source, now)
+    }
+
+    fn open(
+        &mut self,
+        driver: &Driver,
+        id: SenderId,
+        (local, port): (Ipv4Addr, u16),
+        now: Moment,
+    ) -> Result<SenderId, DropReason> {
+        let opened = port >= PORT_MIN
+            && udp::open_sender(local, port, QUEUE_BYTES)
+                .and_then(|fd| driver.register_sender(id, fd.as_fd()))
+                .is_ok();
+        let refused_until = (!opened).then(|| now.after(REFUSED_PAUSE));
+        self.sockets[usize::from(id.0)] =
+            Socket { local, port, used: now, in_flight: 0, waiting: 0, refused_until };
+        if opened { Ok(id) } else { Err(DropReason::SendError) }
+    }
+
+    /// A number for one more socket: a new one, or that of a socket to replace.
+    fn place(&mut self) -> Option<SenderId> {
+        if self.sockets.len() < self.sockets_max {
+            let id = SenderId(u16::try_from(self.sockets.len()).expect("at most 65,535"));
+            self.sockets.push(self.receiver);
+            return Some(id);
+        }
+        let count = self.sockets.len();
+        let start = self.hand;
+        self.hand = (start + CANDIDATES) % count.max(1);
+        let place = (start..start + CANDIDATES.min(count))
+            .map(|n| n % count)
+            .filter(|&n| self.sockets[n].is_idle())
+            .min_by_key(|&n| self.sockets[n].used)?;
+        let old = &self.sockets[place];
+        self.by_source.remove(&(old.local, old.port));
+        Some(SenderId(u16::try_from(place).expect("at most 65,535")))
+    }
+
+    /// Starts a prepared send, or lets it wait behind those that wait already.
+    ///
+    /// # Errors
+    /// [`DropReason::SendFull`] if it can neither start nor wait; the send is still the
+    /// caller's to end.
+    pub(super) fn start(&mut self, driver: &mut Driver, token: Token) -> Result<(), DropReason> {
+        let socket = self.socket(SenderId(token.queue));
+        if socket.waiting == 0 {
+            socket.in_flight += 1;
+            driver.start_send(token);
+            return Ok(());
+        }
+        self.enqueue(token)
+    }
+
+    fn enqueue(&mut self, token: Token) -> Result<(), DropReason> {
+        if self.waiting.len() >= self.waiting_max {
+            return Err(DropReason::SendFull);
+        }
+        self.waiting.push_back(token);
+        self.socket(SenderId(token.queue)).waiting += 1;
+        Ok(())
+    }
+
+    /// A send found its socket full: it waits until there is room.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub(super) fn full(&mut self, driver: &mut Driver, token: Token) -> Result<(), DropReason> {
+        let id = SenderId(token.queue);
+        let socket = self.socket(id);
+        socket.in_flight -= 1;
+        if socket.waiting == 0 {
+            driver.arm_send_ready(id);
+        }
+        self.enqueue(token)
+    }
+
+    /// A send has ended, and its datagram has left if `sent`. If others of its socket wait
+    /// although they were started earlier, they are overtaken: each is given to `overtaken` to be
+    /// dropped.
+    pub(super) fn ended(&mut self, token: Token, sent: bool, overtaken: impl FnMut(Token)) {
+        let socket = self.socket(SenderId(token.queue));
+        socket.in_flight -= 1;
+        if sent && socket.waiting > 0 {
+            self.take_waiting(SenderId(token.queue), overtaken);
+        }
+    }
+
+    /// A socket has room: what waits for it is started in order.
+    pub(super) fn ready(&mut self, driver: &mut Driver, id: SenderId) {
+        let mut started = 0;
+        self.take_waiting(id, |token| {
+            driver.start_send(token);
+            started += 1;
+        });
+        self.socket(id).in_flight += started;
+    }
+
+    /// Takes back what waits: each send that `is_over` says so of has been dropped by it.
+    pub(super) fn abandon(&mut self, mut is_over: impl FnMut(Token) -> bool) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|&token| {
+            let over = is_over(token);
+            if over {
+                self.socket(SenderId(token.queue)).waiting -= 1;
+            }
+            !over
+        });
+        self.waiting = waiting;
+    }
+
+    fn take_waiting(&mut self, id: SenderId, mut take: impl FnMut(Token)) {
+        self.waiting.retain(|&token| {
+            let other = token.queue != id.0;
+            if !other {
+                take(token);
+            }
+            other
+        });
+        self.socket(id).waiting = 0;
+    }
+
+    fn socket(&mut self, id: SenderId) -> &mut Socket {
+        if id == SenderId::RECEIVER {
+            &mut self.receiver
+        } else {
+            &mut self.sockets[usize::from(id.0)]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+
+    use super::*;
+    use crate::path::plan::Group;
+    use crate::path::plan::Plan;
+    use crate::path::plan::Span;
+    use crate::path::plan::Target;
+    use crate::types::EndpointSlot;
+    use crate::uring::DriverPlan;
+    use crate::uring::Features;
+    use crate::uring::GroupPlan;
+
+    const TO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, GENEVE_PORT);
+
+    /// A driver that is never entered: what it starts stays in its submission queue.
+    fn driver() -> Driver {
+        let group = GroupPlan { offered: 4, count: 8, headroom_bytes: 0, filled_bytes: 100 };
+        let features = Features::probe().expect("the tests need io_uring");
+        Driver::new(DriverPlan {
+            submissions: 64,
+            operations_max: 16,
+            udp: group,
+            tun: group,
+            senders_max: 4,
+            endpoints_max: 4,
+            features,
+        })
+        .unwrap()
+    }
+
+    /// Prepares a send for an endpoint from the receive socket.
+    fn send(driver: &mut Driver, slot: u16) -> Token {
+        let buffer = driver.take_buffer(Group::Tun).unwrap();
+        let mut plan = Plan::new(1);
+        let span = Span { buffer, start: 0, len: 1 };
+        plan.push(EndpointSlot(slot), Target::Gwi, &[span], 1, 1);
+        let (job, spans) = plan.jobs().next().unwrap();
+        driver.prepare_send(SenderId::RECEIVER, *TO.ip(), TO, job, spans).unwrap()
+    }
+
+    fn waiting(senders: &Senders) -> Vec<Token> {
+        senders.waiting.iter().copied().collect()
+    }
+
+    /// The first of three sends of endpoints 0, 1 and 0 has found its socket full.
+    fn three_waiting(driver: &mut Driver) -> (Senders, [Token; 3]) {
+        let mut senders = Senders::new(4, 3);
+        let tokens = [0, 1, 0].map(|slot| send(driver, slot));
+        senders.start(driver, tokens[0]).unwrap();
+        assert_eq!(waiting(&senders), []);
+        senders.full(driver, tokens[0]).unwrap();
+        senders.start(driver, tokens[1]).unwrap();
+        senders.start(driver, tokens[2]).unwrap();
+        assert_eq!(waiting(&senders), tokens, "later ones queue behind the first");
+        (senders, tokens)
+    }
+
+    #[test]
+    fn a_full_socket_keeps_a_bounded_number_waiting_in_order() {
+        let mut driver = driver();
+        let (mut senders, _) = three_waiting(&mut driver);
+        let fourth = send(&mut driver, 0);
+        assert_eq!(senders.start(&mut driver, fourth), Err(DropReason::SendFull));
+        senders.ready(&mut driver, SenderId::RECEIVER);
+        assert_eq!(waiting(&senders), []);
+        assert_eq!(senders.receiver.in_flight, 3);
+    }
+
+    #[test]
+    fn one_that_got_through_drops_those_that_it_overtook() {
+        let mut driver = driver();
+        let (mut senders, tokens) = three_waiting(&mut driver);
+        senders.receiver.in_flight += 1;
+        let mut overtaken = Vec::new();
+        senders.ended(send(&mut driver, 0), true, |token| overtaken.push(token));
+        assert_eq!(overtaken, tokens);
+        assert!(senders.receiver.is_idle());
+    }
+
+    #[test]
+    fn an_endpoint_that_goes_takes_its_own_sends_along() {
+        let mut driver = driver();
+        let (mut senders, tokens) = three_waiting(&mut driver);
+        let mut dropped = Vec::new();
+        senders.abandon(|token| {
+            let over = driver.endpoint_of(token) == Some(EndpointSlot(0));
+            if over {
+                dropped.push(token);
+            }
+            over
+        });
+        assert_eq!(dropped, [tokens[0], tokens[2]]);
+        assert_eq!((waiting(&senders), senders.receiver.waiting), (vec![tokens[1]], 1));
+        senders.abandon(|_| true);
+        assert!(senders.receiver.is_idle() && waiting(&senders).is_empty());
+    }
+}

@@ -1,0 +1,310 @@
+//! One worker, turned by hand, on a real ring: loopback for the load balancer, UNIX datagram
+//! sockets in the places of TUN queues.
+
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::flow::HashSeed;
+use crate::flow::TablePlan;
+use crate::flow::Templates;
+use crate::stats::EndpointCell;
+use crate::types::EndpointId;
+use crate::types::Generation;
+use crate::uring::Features;
+use crate::uring::GroupPlan;
+use crate::wire::Family;
+use crate::wire::gwlb;
+
+static BENCHES: AtomicU16 = AtomicU16::new(0);
+
+/// Above the ports that the kernel gives out by itself.
+const NODE_PORTS: u16 = 61_001;
+
+/// Buffers of each group.
+const BUFFERS: u16 = 8;
+
+/// A virtio header and an IPv4 packet from .2 to .1 with 8 bytes of UDP.
+const FRAME: [u8; 38] = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // virtio: nothing asked for
+    0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1, // IPv4
+    0x00, 0x35, 0x12, 0x34, 0, 8, 0, 0, // UDP 53 to 4660
+];
+
+/// The packet that it answers.
+const PACKET: [u8; 28] = [
+    0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, // IPv4
+    0x12, 0x34, 0x00, 0x35, 0, 8, 0, 0, // UDP 4660 to 53
+];
+
+/// What a load balancer does when it is asked in the test's own name.
+struct Bench {
+    worker: Worker,
+    commands: Mailbox<Command>,
+    events: Receiver<Event>,
+    /// Sends to the worker's socket.
+    node: UdpSocket,
+}
+
+/// An endpoint's ends that are not the worker's.
+struct Hosts {
+    cell: Arc<EndpointCell>,
+    queues: [UnixDatagram; 2],
+}
+
+/// With multishot reads and with what replaces them on older kernels.
+fn benches() -> [Bench; 2] {
+    let features = Features::probe().expect("the tests need io_uring");
+    assert!(features.read_multishot, "these tests are for both ways to read");
+    [features, features.floor()].map(Bench::new)
+}
+
+impl Bench {
+    fn new(features: Features) -> Self {
+        let group = |headroom_bytes| GroupPlan {
+            offered: BUFFERS / 2,
+            count: BUFFERS,
+            headroom_bytes,
+            filled_bytes: 2048,
+        };
+        // Addresses of this process and a port of this bench alone: a send socket takes the
+        // node's port at ours.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let node_port = NODE_PORTS + BENCHES.fetch_add(1, Ordering::Relaxed);
+        let receiver = UdpSocket::bind((Ipv4Addr::new(127, 61, high, low), 0)).unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let option = nix::sys::socket::sockopt::Ipv4PacketInfo;
+        nix::sys::socket::setsockopt(&receiver, option, &true).unwrap();
+        let node = UdpSocket::bind((Ipv4Addr::new(127, 62, high, low), node_port)).unwrap();
+        node.connect(receiver.local_addr().unwrap()).unwrap();
+        let wake = Arc::new(EventFd::new().unwrap());
+        let (commands, command_queue) = Mailbox::new(64, Arc::clone(&wake));
+        let (events, event_queue) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
+        let parts = WorkerParts {
+            id: WorkerId(0),
+            workers: 1,
+            driver: DriverPlan {
+                submissions: 64,
+                operations_max: 2 * u32::from(BUFFERS),
+                udp: group(0),
+                tun: group(256),
+                senders_max: 4,
+                endpoints_max: 4,
+                features,
+            },
+            receiver: receiver.into(),
+            commands: command_queue,
+            wake,
+            events,
+            admission: Arc::new(Admission::new(4, 4, Duration::from_secs(1))),
+            flows: Arc::new(FlowTable::new(TablePlan::new(1000, 1), HashSeed::fixed(1))),
+            cell: Arc::default(),
+        };
+        let mut worker = Worker::new(parts).unwrap();
+        worker.start_streams();
+        Self { worker, commands, events: event_queue, node }
+    }
+
+    fn command(&mut self, command: Command) {
+        self.commands.post(command).unwrap();
+        self.worker.turn().unwrap();
+    }
+
+    fn attach(&mut self, slot: u16) -> Hosts {
+        let cell = Arc::new(EndpointCell::default());
+        let [(gwi, our_gwi), (gwo, our_gwo)] =
+            [UnixDatagram::pair().unwrap(), UnixDatagram::pair().unwrap()];
+        for socket in [&gwi, &gwo, &our_gwi, &our_gwo] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        self.command(Command::Attach(Box::new(Attachment {
+            id: id(slot),
+            endpoint: life(slot),
+            templates: Arc::new(Templates::default()),
+            cell: Arc::clone(&cell),
+            queues: [Arc::new(our_gwi.into()), Arc::new(our_gwo.into())],
+        })));
+        Hosts { cell, queues: [gwi, gwo] }
+    }
+
+    /// A datagram of the endpoint arrives.
+    fn arrive(&self, slot: u16) {
+        let attachment = 0;
+        let (endpoint, cookie, family) = (id(slot), *b"abcd", Family::V4);
+        let header = gwlb::Repr { endpoint, attachment, cookie, family }.emit();
+        self.node.send(&[&header[..], &PACKET].concat()).unwrap();
+    }
+
+    /// Turns until as many datagrams as that were received.
+    fn receive(&mut self, count: u64) {
+        self.turn_until("all are received", |bench| {
+            bench.worker.cell.datagrams.packets.get() == count
+        });
+    }
+
+    /// Turns until `done`, a few times at most.
+    fn turn_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..20 {
+            if done(self) {
+                return;
+            }
+            self.worker.turn().unwrap();
+        }
+        panic!("{what}: not after 20 turns of {:?}", self.worker.driver.features());
+    }
+}
+
+fn id(slot: u16) -> EndpointId {
+    EndpointId(100 + u64::from(slot))
+}
+
+fn life(slot: u16) -> EndpointRef {
+    EndpointRef { slot: EndpointSlot(slot), generation: Generation(1) }
+}
+
+/// Frames that are more than the worker has buffers.
+const MANY: u64 = 30;
+
+/// Sends [`MANY`] frames.
+fn fill(queue: &UnixDatagram) {
+    for _ in 0..MANY {
+        queue.send(&FRAME).unwrap();
+    }
+}
+
+/// The endpoint becomes ready while its hold queue is full and more waits in the socket: the
+/// worker hears of it before it looks at those.
+#[test]
+fn what_arrives_with_the_attachment_finds_room() {
+    for mut bench in benches() {
+        for count in 1..=64 {
+            bench.arrive(1);
+            bench.receive(count);
+        }
+        for _ in 0..4 {
+            bench.arrive(1);
+        }
+        let hosts = bench.attach(1);
+        bench.turn_until("everything is delivered", |_| hosts.cell.to_gwi.packets.get() == 68);
+        assert_eq!(bench.worker.cell.drops.get(DropReason::NotReady), 0);
+    }
+}
+
+#[test]
+fn a_packet_goes_in_and_its_answer_goes_back() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        bench.arrive(1);
+        let mut frame = [0; 100];
+        bench.turn_until("the packet is delivered", |_| match hosts.queues[0].recv(&mut frame) {
+            Ok(len) => {
+                assert_eq!((&frame[..10], &frame[10..len]), (&[0; 10][..], &PACKET[..]));
+                true
+            }
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        });
+        hosts.queues[1].send(&FRAME).unwrap();
+        bench.turn_until("the answer is sent", |_| hosts.cell.to_gwlb.packets.get() == 1);
+        assert_eq!(hosts.cell.to_gwi.packets.get(), 1);
+    }
+}
+
+#[test]
+fn a_busy_queue_starves_no_other() {
+    for mut bench in benches() {
+        let (busy, quiet) = (bench.attach(0), bench.attach(1));
+        let [busy_gwi, busy_gwo] = &busy.queues;
+        fill(busy_gwi);
+        for queue in [busy_gwo, &quiet.queues[0], &quiet.queues[1]] {
+            queue.send(&FRAME).unwrap();
+        }
+        let reads = [&busy.cell.from_gwo, &quiet.cell.from_gwi, &quiet.cell.from_gwo];
+        bench.turn_until("every queue is read", |_| {
+            fill(busy_gwi);
+            reads.iter().all(|read| read.packets.get() == 1)
+        });
+    }
+}
+
+#[test]
+fn a_worker_without_buffers_sleeps_until_one_is_free() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        fill(&hosts.queues[1]);
+        let Bench { worker, .. } = &mut bench;
+        // Somebody holds all buffers for frames, as sends to a full socket do.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.extend(std::iter::from_fn(|| worker.driver.take_buffer(Group::Tun)));
+            turn_without_buffers(worker, &mut held);
+        }
+        assert_eq!(held.len(), usize::from(BUFFERS));
+        worker.start_streams();
+        assert_eq!(worker.patience(), IDLE_TICK);
+        worker.driver.enter(Duration::ZERO).unwrap();
+        worker.driver.take_completions(&mut worker.completions);
+        assert_eq!(worker.completions, [], "nothing starts only to fail");
+
+        for buffer in held {
+            worker.driver.release(buffer);
+        }
+        // Four frames were in buffers that never reached the path.
+        let lost = if worker.driver.features().read_multishot { BUFFERS / 2 } else { 0 };
+        let all = MANY - u64::from(lost);
+        bench.turn_until("the queue is read", |_| hosts.cell.from_gwo.packets.get() == all);
+    }
+}
+
+/// Takes completions and keeps the buffers of frames in `held`.
+fn turn_without_buffers(worker: &mut Worker, held: &mut Vec<BufferId>) {
+    worker.driver.enter(Duration::ZERO).unwrap();
+    let mut completions = Vec::with_capacity(64);
+    worker.driver.take_completions(&mut completions);
+    for completion in completions {
+        let Completion { token, buffer, more, .. } = completion;
+        if let Some(buffer) = buffer {
+            let (slot, side) = queue_of(token.queue);
+            held.push(buffer);
+            assert!(worker.queues.read_completed(slot, side, token.generation, more));
+        } else {
+            worker.on_completion(completion).unwrap();
+        }
+    }
+    worker.start_streams();
+}
+
+#[test]
+fn a_lost_queue_is_told_once_and_its_endpoint_can_go() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        bench.worker.on_queue_lost(EndpointSlot(1), Side::Gwo, Errno::EBADFD);
+        bench.worker.on_queue_lost(EndpointSlot(1), Side::Gwo, Errno::EBADFD);
+        hosts.queues[1].send(&FRAME).unwrap();
+        bench.commands.post(Command::Detach(life(1))).unwrap();
+        let mut lost = 0;
+        bench.turn_until("the worker lets go", |bench| {
+            bench.events.try_iter().any(|event| {
+                lost += u32::from(matches!(event, Event::QueueLost(..)));
+                matches!(event, Event::Detached(_, endpoint) if endpoint == life(1))
+            })
+        });
+        assert_eq!(lost, 1);
+    }
+}
+
+#[test]
+fn what_is_readable_when_the_end_begins_is_still_sent() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        bench.arrive(1);
+        bench.turn_until("the flow is known", |_| hosts.cell.to_gwi.packets.get() == 1);
+        fill(&hosts.queues[1]);
+        bench.commands.post(Command::Stop).unwrap();
+        bench.turn_until("the worker stops", |bench| bench.worker.is_stopped());
+        assert_eq!(hosts.cell.to_gwlb.packets.get(), MANY);
+    }
+}
