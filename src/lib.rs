@@ -38,8 +38,11 @@
 //! [`uring`] (who owns which buffer), [`flow`] (how a packet finds its way back), then
 //! [`control`].
 
+pub mod cli;
 pub mod flow;
+pub mod log;
 pub mod path;
+pub mod settings;
 pub mod stats;
 pub mod sys;
 pub mod types;

@@ -1,0 +1,311 @@
+//! What the command line means on this host: checked once, never changed afterwards.
+//!
+//! The four thread options of the reference program describe two sets of threads; here one
+//! worker does both jobs, so they are joined into one set:
+//!
+//! | given | workers |
+//! |---|---|
+//! | any list of cores | one per core of the union of all lists, pinned to it; counts ignored |
+//! | any count | the largest count (0 counts as 1, as the reference has it) |
+//! | nothing | one per core that this process may use |
+//!
+//! Without a list, workers are spread over the cores of the process in turn.
+
+mod cpu_list;
+
+pub use cpu_list::CpuListError;
+pub use cpu_list::parse as parse_cpu_list;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use crate::cli::Args;
+use crate::types::WorkerId;
+
+/// Most workers: a TUN has at most 256 queues (`MAX_TAP_QUEUES`, drivers/net/tun.c), and each
+/// worker owns one.
+pub const WORKERS_MAX: usize = 256;
+
+/// Bytes of memory that one flow is reckoned with when the limit on flows is derived from the
+/// size of the memory: its entry and its share of the index.
+const FLOW_BYTES: u64 = 72;
+
+/// What settings must know about the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Cores that this process may run on, ascending; at least one.
+    pub cpus: Vec<usize>,
+    /// Size of the memory in bytes.
+    pub ram_bytes: u64,
+}
+
+/// The checked settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Commands to run in an endpoint's life.
+    pub hooks: Hooks,
+    /// Time without a packet after which an endpoint is removed, if ever.
+    pub tunnel_idle: Option<Duration>,
+    /// Time after which an idle TCP flow is forgotten.
+    pub tcp_idle: Duration,
+    /// The health port, if there is one.
+    pub health: Option<HealthSettings>,
+    /// Whether debugging details are logged.
+    pub debug: bool,
+    /// Whether to use only what the oldest supported kernel offers.
+    pub kernel_floor: bool,
+    /// The workers, numbered from 0; 1 to [`WORKERS_MAX`] of them.
+    pub workers: Vec<WorkerSpec>,
+    /// Flows to remember at most.
+    pub flows_max: u32,
+    /// Endpoints to serve at most, 1 to 4096.
+    pub endpoints_max: u16,
+    /// What the operator should know about these settings; each is one line for the log.
+    pub warnings: Vec<String>,
+}
+
+/// The commands of `-c` and `-r`; words and shell syntax as typed, never empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Runs when an endpoint's links are up, before the first packet.
+    pub create: Option<OsString>,
+    /// Runs before an endpoint's links go.
+    pub destroy: Option<OsString>,
+}
+
+/// The health port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// TCP port, not 0.
+    pub port: u16,
+    /// Whether the page is JSON rather than text.
+    pub json: bool,
+    /// Whether the answer has a body at all.
+    pub body: bool,
+}
+
+/// One worker to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerSpec {
+    /// Its number.
+    pub id: WorkerId,
+    /// The core to pin it to; none if the core that was asked for is not there.
+    pub core: Option<usize>,
+    /// Whether a list of cores named it; its thread is then called `UA…` instead of `U…`.
+    pub pinned_by_list: bool,
+}
+
+/// Why the settings make no sense; each is one line for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A list of cores is malformed.
+    #[error("{flag} \"{list}\": {reason}; write cores and ranges like 0,2,4-7")]
+    BadCpuList {
+        /// The option.
+        flag: &'static str,
+        /// Its value.
+        list: String,
+        /// What is wrong with it.
+        reason: CpuListError,
+    },
+    /// More workers than a TUN has queues.
+    #[error("{0} workers asked for, but a TUN has at most {WORKERS_MAX} queues; ask for fewer")]
+    TooManyWorkers(usize),
+}
+
+impl Settings {
+    /// Works out what `args` mean on `host`.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the option that makes no sense.
+    pub fn new(args: &Args, host: &Host) -> Result<Self, SettingsError> {
+        let mut warnings = Vec::new();
+        let workers = match cores_asked_for(args)? {
+            Some(cores) => workers_on(&cores, host, &mut warnings),
+            None => workers_spread(at_most_queues(count_asked_for(args, host))?, host),
+        };
+        at_most_queues(workers.len())?;
+        Ok(Self {
+            hooks: Hooks {
+                create: args.cmdnew.clone().filter(|command| !command.is_empty()),
+                destroy: args.cmddel.clone().filter(|command| !command.is_empty()),
+            },
+            tunnel_idle: (args.timeout > 0).then(|| Duration::from_secs(args.timeout.into())),
+            tcp_idle: Duration::from_secs(args.idle.into()),
+            health: (args.port > 0).then_some(HealthSettings {
+                port: args.port,
+                json: args.json,
+                body: !args.status_only,
+            }),
+            debug: args.debug,
+            kernel_floor: args.kernel_floor,
+            workers,
+            flows_max: args.max_flows.unwrap_or_else(|| flows_for(host.ram_bytes)),
+            endpoints_max: args.max_endpoints,
+            warnings,
+        })
+    }
+}
+
+/// The union of all lists of cores, or nothing if none was given.
+fn cores_asked_for(args: &Args) -> Result<Option<BTreeSet<usize>>, SettingsError> {
+    let mut union = None;
+    for (flag, list) in [
+        ("--cores", &args.cores),
+        ("--udpaffinity", &args.udpaffinity),
+        ("--tunaffinity", &args.tunaffinity),
+    ] {
+        let Some(list) = list else { continue };
+        let cores = parse_cpu_list(list).map_err(|reason| SettingsError::BadCpuList {
+            flag,
+            list: list.clone(),
+            reason,
+        })?;
+        union.get_or_insert_with(BTreeSet::new).extend(cores);
+    }
+    Ok(union)
+}
+
+/// One worker on each core that is there, and an unpinned one for each that is not.
+fn workers_on(cores: &BTreeSet<usize>, host: &Host, warnings: &mut Vec<String>) -> Vec<WorkerSpec> {
+    let mut workers = Vec::with_capacity(cores.len());
+    for (id, &core) in (0..).map(WorkerId).zip(cores) {
+        let there = host.cpus.contains(&core);
+        if !there {
+            warnings.push(format!(
+                "core {core} is not available to this process: worker {id} runs unpinned"
+            ));
+        }
+        workers.push(WorkerSpec { id, core: there.then_some(core), pinned_by_list: true });
+    }
+    workers
+}
+
+/// The largest count given, or one worker per core. A count of 0 is the reference's way to say 1.
+fn count_asked_for(args: &Args, host: &Host) -> usize {
+    [args.workers, args.udpthreads, args.tunthreads]
+        .into_iter()
+        .flatten()
+        .max()
+        .map_or(host.cpus.len(), |count| usize::try_from(count.max(1)).unwrap_or(usize::MAX))
+}
+
+/// `count`, if a TUN has as many queues.
+fn at_most_queues(count: usize) -> Result<usize, SettingsError> {
+    if count > WORKERS_MAX {
+        return Err(SettingsError::TooManyWorkers(count));
+    }
+    Ok(count)
+}
+
+/// `count` workers over the cores of the process in turn.
+fn workers_spread(count: usize, host: &Host) -> Vec<WorkerSpec> {
+    let cores = host.cpus.iter().cycle();
+    (0..)
+        .map(WorkerId)
+        .zip(cores)
+        .take(count)
+        .map(|(id, &core)| WorkerSpec { id, core: Some(core), pinned_by_list: false })
+        .collect()
+}
+
+/// The default limit on flows: a 64th of the memory, between 65,536 and 4 million flows.
+fn flows_for(ram_bytes: u64) -> u32 {
+    let flows = (ram_bytes / 64 / FLOW_BYTES).clamp(65_536, 4_000_000);
+    u32::try_from(flows).expect("at most 4 million")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(line: &str, cpus: &[usize]) -> Result<Settings, String> {
+        let words = std::iter::once("gwlbtun").chain(line.split_whitespace());
+        let args = crate::cli::parse(words.map(OsString::from)).unwrap();
+        let host = Host { cpus: cpus.to_vec(), ram_bytes: 1 << 30 };
+        Settings::new(&args, &host).map_err(|error| error.to_string())
+    }
+
+    fn cores(settings: &Settings) -> Vec<Option<usize>> {
+        settings.workers.iter().map(|worker| worker.core).collect()
+    }
+
+    #[test]
+    fn nothing_typed() {
+        let plain = settings("", &[0, 1]).unwrap();
+        assert_eq!(cores(&plain), [Some(0), Some(1)]);
+        assert!(plain.workers.iter().all(|worker| !worker.pinned_by_list));
+        assert_eq!(plain.tunnel_idle, None);
+        assert_eq!(plain.tcp_idle, Duration::from_secs(350));
+        assert_eq!(plain.health, None);
+        assert_eq!(plain.hooks, Hooks::default());
+        assert_eq!(plain.endpoints_max, 1024);
+        assert!(plain.warnings.is_empty());
+    }
+
+    #[test]
+    fn one_worker_set_from_four_thread_options() {
+        for (line, expected) in [
+            ("--udpthreads 3", &[Some(4), Some(6), Some(4)][..]),
+            ("--udpthreads 1 --tunthreads 2", &[Some(4), Some(6)]),
+            ("--tunthreads 0", &[Some(4)]),
+            ("--workers 1", &[Some(4)]),
+            ("--udpaffinity 4", &[Some(4)]),
+            ("--udpaffinity 4 --tunaffinity 4,6", &[Some(4), Some(6)]),
+            ("--cores 6 --udpthreads 9", &[Some(6)]),
+            ("--cores 6,7", &[Some(6), None]),
+        ] {
+            assert_eq!(cores(&settings(line, &[4, 6]).unwrap()), expected, "{line}");
+        }
+        let numbers = settings("--workers 3", &[0]).unwrap().workers;
+        assert_eq!(numbers.iter().map(|w| w.id.0).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_core_that_is_not_there_is_a_warning() {
+        let odd = settings("--udpaffinity 0,3", &[0, 1]).unwrap();
+        assert_eq!(cores(&odd), [Some(0), None]);
+        assert!(odd.workers.iter().all(|worker| worker.pinned_by_list));
+        assert_eq!(
+            odd.warnings,
+            ["core 3 is not available to this process: worker 1 runs unpinned"]
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told() {
+        let all: Vec<_> = (0..300).collect();
+        for (line, needle) in [
+            ("--workers 257", "257 workers"),
+            ("--udpthreads 4000000000", "4000000000 workers"),
+            ("--cores 0-299", "300 workers"),
+            ("", "300 workers"),
+            ("--tunaffinity 3abc", "--tunaffinity \"3abc\""),
+            ("--cores 1-0", "--cores \"1-0\""),
+        ] {
+            let text = settings(line, &all).unwrap_err();
+            assert!(text.contains(needle) && !text.contains('\n'), "{line}: {text}");
+        }
+        assert_eq!(settings("--workers 256", &all).unwrap().workers.len(), 256);
+    }
+
+    #[test]
+    fn health_and_hooks() {
+        let page = settings("-p 80 -js -c hook.sh -t 5", &[0]).unwrap();
+        let health = page.health.unwrap();
+        assert_eq!((health.port, health.json, health.body), (80, true, false));
+        assert_eq!(page.hooks.create.unwrap(), "hook.sh");
+        assert_eq!(page.hooks.destroy, None);
+        assert_eq!(page.tunnel_idle, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn the_limit_on_flows_follows_the_memory() {
+        assert_eq!(flows_for(1 << 30), 233_016);
+        assert_eq!(flows_for(0), 65_536);
+        assert_eq!(flows_for(u64::MAX), 4_000_000);
+        let asked = settings("--max-flows 12", &[0]).unwrap();
+        assert_eq!(asked.flows_max, 12);
+    }
+}
