@@ -39,6 +39,7 @@
 //! [`control`].
 
 pub mod cli;
+pub mod control;
 pub mod flow;
 pub mod log;
 pub mod path;

@@ -1,0 +1,117 @@
+//! The web server behind the gate: `tiny_http`, on a socket that only the gate reaches.
+//!
+//! It starts a thread per connection without limit, waits for ever, takes heads of any size and
+//! stops accepting for good at the first error. The gate keeps all of that away from it: two
+//! clients at most, both ours, each with one well-formed request.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::thread::JoinHandle;
+
+use nix::sys::socket::Shutdown;
+use nix::sys::socket::shutdown;
+use tiny_http::Header;
+use tiny_http::Request;
+use tiny_http::Response;
+use tiny_http::Server;
+
+use super::Board;
+use super::private_socket::PrivateSocket;
+use crate::settings::HealthSettings;
+use crate::stats::render_json;
+use crate::stats::render_text;
+
+/// A running server. Dropping it ends its threads.
+pub(super) struct Backend {
+    listener: UnixListener,
+    socket: PrivateSocket,
+    thread: JoinHandle<()>,
+}
+
+impl Backend {
+    /// Starts the server; it shows what is on `board`.
+    pub(super) fn start(settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
+        let (listener, socket) = PrivateSocket::listen()?;
+        let served = listener.try_clone()?;
+        let server = Server::from_listener(served, None).map_err(io::Error::other)?;
+        let thread = thread::Builder::new().name("gwlbtun http".to_owned()).spawn(move || {
+            // An error is the end of its accept thread, and thereby of the server.
+            while let Ok(request) = server.recv() {
+                answer(request, settings, &board);
+            }
+        })?;
+        Ok(Self { listener, socket, thread })
+    }
+
+    /// Whether it has not ended of itself.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// The path of its socket.
+    pub(super) fn path(&self) -> PathBuf {
+        self.socket.path()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // The accept thread gets EINVAL and ends, and passes its error on to the other thread.
+        // It fails only for a socket that does not listen.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+fn answer(request: Request, settings: HealthSettings, board: &Board) {
+    let page = board.page();
+    let (kind, body) = match (settings.body, settings.json) {
+        (true, true) => ("application/json", render_json::render(&page)),
+        (true, false) => ("text/html", render_text::render(&page)),
+        (false, true) => ("application/json", String::new()),
+        (false, false) => ("text/html", String::new()),
+    };
+    let kind = Header::from_bytes("Content-Type", kind).expect("plain ASCII");
+    let response = Response::from_string(body)
+        .with_status_code(if page.healthy { 200 } else { 503 })
+        .with_header(kind)
+        // The gate wants the length first, however long the page is.
+        .with_chunked_threshold(usize::MAX);
+    // Only the gate could hear of an error, and it is the gate that went away.
+    let _ = request.respond(response);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn http_threads() -> usize {
+        let names = fs::read_dir("/proc/self/task").unwrap();
+        names
+            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .filter(|name| name.starts_with("test-backend"))
+            .count()
+    }
+
+    #[test]
+    fn its_threads_end_with_it() {
+        // tiny_http's threads have no name of their own, and inherit that of this one.
+        let run = || {
+            let settings = HealthSettings { port: 1, json: false, body: true };
+            let backend = Backend::start(settings, Arc::default()).unwrap();
+            while http_threads() == 1 {
+                thread::yield_now();
+            }
+            drop(backend);
+            while http_threads() > 1 {
+                thread::yield_now();
+            }
+        };
+        let named = thread::Builder::new().name("test-backend".to_owned());
+        named.spawn(run).unwrap().join().unwrap();
+    }
+}

@@ -1,0 +1,335 @@
+//! The gate before the web server: what reaches the health port is bounded here.
+//!
+//! | bound | value |
+//! |---|---|
+//! | connections | 64; a new one evicts the oldest one that waits for its client |
+//! | head of a request | 8 KiB, complete 2 s after its first byte (or after the connect) |
+//! | pause between requests | 15 s |
+//! | requests at the web server | 2; the others wait for their turn |
+//! | the web server's answer | 2 s |
+//! | taking the answer | 5 s |
+//!
+//! Any method and any path gets the health page. Answers leave with a length, and connections
+//! end with a FIN and not with a reset.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time;
+use tokio::time::Instant;
+
+use super::Board;
+use super::backend::Backend;
+use super::http;
+use super::http::Parsed;
+use super::http::Reply;
+use super::http::RequestHead;
+use crate::log::Level;
+use crate::log::Log;
+use crate::log::Section;
+use crate::settings::HealthSettings;
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Requests that the web server sees at a time.
+const RELAYED_MAX: usize = 2;
+
+/// Time for a head, from its first byte or from the connect.
+const HEAD_TIME: Duration = Duration::from_secs(2);
+
+/// Time between two requests of a connection.
+const PAUSE_TIME: Duration = Duration::from_secs(15);
+
+/// Time for the web server's answer.
+const RELAY_TIME: Duration = Duration::from_secs(2);
+
+/// Time for the client to take the answer.
+const WRITE_TIME: Duration = Duration::from_secs(5);
+
+/// Time for the client to close its side after ours.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// Descriptors kept back for the time when the process has no others left: two clients', and both
+/// ends of their ways to the web server.
+const SPARE_DESCRIPTORS: usize = 6;
+
+/// Time for an evicted connection to close.
+const EVICTION_PAUSE: Duration = Duration::from_millis(2);
+
+/// Pause after a failed accept that nothing could be done about.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The only request that the web server ever sees.
+const INNER_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n";
+
+/// The gate's state, shared by its connections.
+pub(super) struct Gate {
+    settings: HealthSettings,
+    board: Arc<Board>,
+    /// Brings the board up to date.
+    refresh: Box<dyn Fn()>,
+    backend: RefCell<Option<Rc<Backend>>>,
+    backend_started: Cell<Instant>,
+    relays: Semaphore,
+    connections: RefCell<BTreeMap<u64, Connection>>,
+    log: Log,
+}
+
+/// One connection, as the others see it. The key in the table is its age.
+struct Connection {
+    task: AbortHandle,
+    /// Nothing happens on it before its client sends or reads something.
+    is_waiting: Rc<Cell<bool>>,
+}
+
+impl Gate {
+    pub(super) fn new(
+        settings: HealthSettings,
+        board: Arc<Board>,
+        refresh: Box<dyn Fn()>,
+        log: Log,
+    ) -> io::Result<Self> {
+        let backend = Backend::start(settings, Arc::clone(&board))?;
+        Ok(Self {
+            settings,
+            board,
+            refresh,
+            backend: RefCell::new(Some(Rc::new(backend))),
+            backend_started: Cell::new(now()),
+            relays: Semaphore::new(RELAYED_MAX),
+            connections: RefCell::default(),
+            log,
+        })
+    }
+
+    /// Accepts connections for ever.
+    pub(super) async fn run(self: Rc<Self>, listener: TcpListener) {
+        let mut spare = Vec::with_capacity(SPARE_DESCRIPTORS);
+        for number in 0.. {
+            let stream = self.accept(&listener, &mut spare).await;
+            if self.make_room() {
+                self.admit(number, stream);
+            }
+        }
+    }
+
+    /// Accepts the next connection. Where there is no descriptor for it, the spare ones are let
+    /// go, then the connections that wait for their clients.
+    async fn accept(&self, listener: &TcpListener, spare: &mut Vec<OwnedFd>) -> TcpStream {
+        // While there are connections they need what was let go for them.
+        if self.connections.borrow().is_empty() {
+            keep_back(listener, spare);
+        }
+        loop {
+            let error = match listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) => error,
+            };
+            self.log.event(
+                Section::HealthCheck,
+                Level::Important,
+                "health_accept_failed",
+                format_args!("accepting a health check failed: {error}"),
+            );
+            if !spare.is_empty() {
+                spare.clear();
+            } else if self.evict() {
+                // The connection closes when its task has its turn; so short that no probe notices,
+                // so long that the next one to go is not the probe itself.
+                time::sleep(EVICTION_PAUSE).await;
+            } else {
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    /// Makes sure that there is a place for one more connection. Nothing to evict means that all
+    /// are being answered; the new one is closed then.
+    fn make_room(&self) -> bool {
+        self.connections.borrow().len() < CONNECTIONS_MAX || self.evict()
+    }
+
+    /// Ends the oldest connection that waits for its client, if there is one.
+    fn evict(&self) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let waiting = |(number, connection): (&u64, &Connection)| {
+            connection.is_waiting.get().then_some(*number)
+        };
+        let Some(number) = connections.iter().find_map(waiting) else {
+            return false;
+        };
+        if let Some(evicted) = connections.remove(&number) {
+            evicted.task.abort();
+        }
+        true
+    }
+
+    fn admit(self: &Rc<Self>, number: u64, stream: TcpStream) {
+        let is_waiting = Rc::new(Cell::new(true));
+        let gate = Rc::clone(self);
+        let waiting = Rc::clone(&is_waiting);
+        let task = tokio::task::spawn_local(async move {
+            gate.converse(stream, &waiting).await;
+            gate.connections.borrow_mut().remove(&number);
+        });
+        let connection = Connection { task: task.abort_handle(), is_waiting };
+        self.connections.borrow_mut().insert(number, connection);
+    }
+
+    /// One connection, from its first request to its end.
+    async fn converse(&self, mut stream: TcpStream, is_waiting: &Cell<bool>) {
+        let mut received = Vec::new();
+        let mut patience = HEAD_TIME;
+        loop {
+            is_waiting.set(true);
+            let request = read_head(&mut stream, &mut received, patience).await;
+            is_waiting.set(false);
+            let (reply, is_head, keep_alive) = match request {
+                Incoming::Request(head) => (self.page().await, head.is_head, head.keep_alive),
+                Incoming::Refused(status) => (Reply::bare(status), false, false),
+                Incoming::Ended => break,
+            };
+            let bytes = reply.to_bytes(is_head, keep_alive);
+            is_waiting.set(true);
+            let sent = time::timeout(WRITE_TIME, stream.write_all(&bytes)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+            if !keep_alive {
+                break;
+            }
+            patience = PAUSE_TIME;
+        }
+        // A close with unread bytes is a reset, which may overtake the answer.
+        let _ = stream.shutdown().await;
+        let _ = time::timeout(LINGER_TIME, discard(&mut stream)).await;
+    }
+
+    /// The page, from the web server if it answers; the bare truth otherwise.
+    async fn page(&self) -> Reply {
+        (self.refresh)();
+        let relay = async {
+            let _turn = self.relays.acquire().await.ok()?;
+            let backend = self.backend.borrow().clone()?;
+            let answer = time::timeout(RELAY_TIME, relay(&backend)).await;
+            Reply::parse(&answer.ok()?.ok()?)
+        };
+        if let Some(reply) = relay.await {
+            return reply;
+        }
+        self.replace_backend();
+        Reply::bare(if self.board.page().healthy { 200 } else { 503 })
+    }
+
+    /// Starts another web server in place of one that has ended, once a second at most. One that
+    /// is only slow stays: to start threads on a host that is out of them is the end of
+    /// `tiny_http`, and of the whole program with it.
+    fn replace_backend(&self) {
+        if self.backend.borrow().as_ref().is_some_and(|backend| backend.is_alive()) {
+            return;
+        }
+        if now().duration_since(self.backend_started.get()) < Duration::from_secs(1) {
+            return;
+        }
+        self.backend_started.set(now());
+        let backend = Backend::start(self.settings, Arc::clone(&self.board));
+        self.log.event(
+            Section::HealthCheck,
+            Level::Important,
+            "health_server_restarted",
+            format_args!("the health page's server has ended; it is started again"),
+        );
+        *self.backend.borrow_mut() = backend.ok().map(Rc::new);
+    }
+
+    /// How many connections there are.
+    #[cfg(test)]
+    pub(super) fn connection_count(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Breaks the web server, for a test of what happens then.
+    #[cfg(test)]
+    pub(super) fn lose_backend(&self) {
+        self.backend.borrow_mut().take();
+    }
+}
+
+/// tokio's clock, which tests may stop.
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Keeps descriptors back, as far as there are any.
+fn keep_back(listener: &TcpListener, spare: &mut Vec<OwnedFd>) {
+    while spare.len() < SPARE_DESCRIPTORS {
+        let Ok(descriptor) = listener.as_fd().try_clone_to_owned() else {
+            return;
+        };
+        spare.push(descriptor);
+    }
+}
+
+/// What a client came with.
+enum Incoming {
+    Request(RequestHead),
+    Refused(u16),
+    Ended,
+}
+
+/// Reads one head, and takes it out of `received`. `patience` is for its first byte.
+async fn read_head(stream: &mut TcpStream, received: &mut Vec<u8>, patience: Duration) -> Incoming {
+    let mut deadline = now() + if received.is_empty() { patience } else { HEAD_TIME };
+    loop {
+        match http::parse_request(received) {
+            Parsed::Head(head) => {
+                received.drain(..head.bytes);
+                return Incoming::Request(head);
+            }
+            Parsed::Refused(status) => return Incoming::Refused(status),
+            Parsed::Partial => {}
+        }
+        let mut chunk = [0; 1024];
+        match time::timeout_at(deadline, stream.read(&mut chunk)).await {
+            Ok(Ok(0) | Err(_)) => return Incoming::Ended,
+            Ok(Ok(count)) => {
+                if received.is_empty() {
+                    deadline = deadline.min(now() + HEAD_TIME);
+                }
+                received.extend_from_slice(&chunk[..count]);
+            }
+            Err(_) if received.is_empty() => return Incoming::Ended,
+            Err(_) => return Incoming::Refused(408),
+        }
+    }
+}
+
+/// One request to the web server, and all of its answer.
+async fn relay(backend: &Backend) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(backend.path()).await?;
+    stream.write_all(INNER_REQUEST).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Reads until the client closes.
+async fn discard(stream: &mut TcpStream) {
+    let mut chunk = [0; 1024];
+    while matches!(stream.read(&mut chunk).await, Ok(1..)) {}
+}

@@ -1,0 +1,190 @@
+//! The little HTTP that the gate speaks: heads in, heads out (RFC 9112).
+
+use std::fmt::Write;
+
+/// Bytes of a request's head that are read at most.
+pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
+
+/// Header fields in a head at most.
+const FIELDS_MAX: usize = 64;
+
+/// What the gate must know of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RequestHead {
+    /// Bytes of the head; what follows belongs to the body or the next request.
+    pub(super) bytes: usize,
+    /// Whether the answer has no body.
+    pub(super) is_head: bool,
+    /// Whether the connection is for another request afterwards.
+    pub(super) keep_alive: bool,
+}
+
+/// What the bytes so far are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// A whole head.
+    Head(RequestHead),
+    /// The start of one.
+    Partial,
+    /// None that could be answered; the answer has this status.
+    Refused(u16),
+}
+
+/// Looks for a request's head at the start of `bytes`.
+pub(super) fn parse_request(bytes: &[u8]) -> Parsed {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    let length = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_BYTES_MAX => length,
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Parsed::Partial,
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Parsed::Refused(431),
+        Err(_) => return Parsed::Refused(400),
+    };
+    let says = |name: &str, word: &str| {
+        request
+            .headers
+            .iter()
+            .filter(|field| field.name.eq_ignore_ascii_case(name))
+            .filter_map(|field| std::str::from_utf8(field.value).ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().eq_ignore_ascii_case(word))
+    };
+    let has = |name: &str| {
+        let mut fields = request.headers.iter();
+        fields.any(|field| field.name.eq_ignore_ascii_case(name))
+    };
+    // A body is not read: the connection ends after the answer instead.
+    let has_body =
+        has("Transfer-Encoding") || (has("Content-Length") && !says("Content-Length", "0"));
+    let persistent = match request.version {
+        Some(1) => !says("Connection", "close"),
+        _ => says("Connection", "keep-alive"),
+    };
+    Parsed::Head(RequestHead {
+        bytes: length,
+        is_head: request.method == Some("HEAD"),
+        keep_alive: persistent && !has_body,
+    })
+}
+
+/// An answer, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// The status code.
+    pub(super) status: u16,
+    /// The Content-Type.
+    pub(super) kind: String,
+    /// The body.
+    pub(super) body: Vec<u8>,
+}
+
+impl Reply {
+    /// An answer of a status alone.
+    pub(super) const fn bare(status: u16) -> Self {
+        Self { status, kind: String::new(), body: Vec::new() }
+    }
+
+    /// Takes apart what the backend sent; nothing if that is no whole answer.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut response = httparse::Response::new(&mut fields);
+        let Ok(httparse::Status::Complete(start)) = response.parse(bytes) else {
+            return None;
+        };
+        let field = |name: &str| {
+            let field =
+                response.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(field.value).ok()
+        };
+        let length: usize = field("Content-Length")?.parse().ok()?;
+        Some(Self {
+            status: response.code?,
+            kind: field("Content-Type")?.to_owned(),
+            body: bytes.get(start..start + length)?.to_vec(),
+        })
+    }
+
+    /// The bytes to send: the reference program's fields, in its order.
+    pub(super) fn to_bytes(&self, is_head: bool, keep_alive: bool) -> Vec<u8> {
+        let reason = match self.status {
+            200 => "OK",
+            400 => "Bad Request",
+            408 => "Request Timeout",
+            431 => "Request Header Fields Too Large",
+            _ => "Service Unavailable",
+        };
+        let mut head = format!("HTTP/1.1 {} {reason}\r\n", self.status);
+        head.push_str("Cache-Control: max-age=0, no-cache\r\n");
+        let length = self.body.len();
+        let persistence = if keep_alive { "keep-alive" } else { "close" };
+        if !self.kind.is_empty() {
+            write!(head, "Content-Type: {}\r\n", self.kind).expect("a string takes any text");
+        }
+        write!(head, "Content-Length: {length}\r\nConnection: {persistence}\r\n\r\n")
+            .expect("a string takes any text");
+        let mut bytes = head.into_bytes();
+        if !is_head {
+            bytes.extend_from_slice(&self.body);
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(text: &str) -> RequestHead {
+        match parse_request(text.as_bytes()) {
+            Parsed::Head(head) => head,
+            other @ (Parsed::Partial | Parsed::Refused(_)) => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn persistence() {
+        for (text, keep_alive) in [
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nconnection: TE, Close\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", true),
+            ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", false),
+            ("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", true),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ] {
+            assert_eq!(head(text).keep_alive, keep_alive, "{text}");
+        }
+        assert!(head("HEAD /x HTTP/1.1\r\n\r\n").is_head);
+        assert_eq!(head("GET / HTTP/1.1\r\n\r\nGET").bytes, 18);
+    }
+
+    #[test]
+    fn what_is_no_head() {
+        assert_eq!(parse_request(b""), Parsed::Partial);
+        assert_eq!(parse_request(b"GET / HTTP/1.1\r\nHost"), Parsed::Partial);
+        assert_eq!(parse_request(b"\x16\x03\x01\x02\x00"), Parsed::Refused(400));
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(parse_request(long.as_bytes()), Parsed::Refused(431));
+        let cut = &long.as_bytes()[..HEAD_BYTES_MAX];
+        assert_eq!(parse_request(cut), Parsed::Refused(431));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65));
+        assert_eq!(parse_request(many.as_bytes()), Parsed::Refused(431));
+    }
+
+    #[test]
+    fn a_reply_survives_the_way() {
+        let reply =
+            Reply { status: 503, kind: "application/json".to_owned(), body: b"{}".to_vec() };
+        let bytes = reply.to_bytes(false, false);
+        assert_eq!(
+            String::from_utf8_lossy(&bytes),
+            "HTTP/1.1 503 Service Unavailable\r\nCache-Control: max-age=0, no-cache\r\n\
+             Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+        );
+        assert_eq!(Reply::parse(&bytes), Some(reply.clone()));
+        assert_eq!(Reply::parse(&bytes[..bytes.len() - 1]), None);
+        let bytes = reply.to_bytes(true, true);
+        assert!(bytes.ends_with(b"Content-Length: 2\r\nConnection: keep-alive\r\n\r\n"));
+    }
+}

@@ -1,0 +1,199 @@
+//! The gate and the web server behind it, against clients that mean no good.
+
+use super::*;
+use crate::log::Level;
+use std::cell::Cell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time;
+
+const TEXT: HealthSettings = HealthSettings { port: 1, json: false, body: true };
+
+const REQUEST: &[u8] = b"GET /any/path HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// A gate of its own, and what belongs to it.
+struct Fixture {
+    address: SocketAddr,
+    board: Arc<Board>,
+    gate: Rc<Gate>,
+    refreshed: Rc<Cell<u32>>,
+}
+
+/// Runs a test beside a gate.
+fn with_gate<F: Future<Output = ()>>(settings: HealthSettings, test: impl FnOnce(Fixture) -> F) {
+    tokio_uring::start(async {
+        let listener = bind(0).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let board = Arc::new(Board::default());
+        board.publish(Page { healthy: true, ..Page::default() });
+        let refreshed = Rc::new(Cell::new(0));
+        let count = Rc::clone(&refreshed);
+        let refresh = Box::new(move || count.set(count.get() + 1));
+        let (log, _) = Log::start(Level::Critical, io::sink()).unwrap();
+        let gate = Rc::new(Gate::new(settings, Arc::clone(&board), refresh, log).unwrap());
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        tokio::task::spawn_local(Rc::clone(&gate).run(listener));
+        let address = ([127, 0, 0, 1], port).into();
+        test(Fixture { address, board, gate, refreshed }).await;
+    });
+}
+
+impl Fixture {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends `request`, and reads until the other side closes; a reset is a failure.
+    async fn exchange(&self, request: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+            .await
+            .expect("the connection ends by itself")
+            .expect("with a FIN");
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+/// Reads exactly one answer with a body.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await.unwrap();
+        answer.push(byte[0]);
+        if let Some(reply) = http::Reply::parse(&answer) {
+            drop(reply);
+            return String::from_utf8(answer).unwrap();
+        }
+    }
+}
+
+#[test]
+fn any_request_gets_the_page() {
+    with_gate(TEXT, |fixture| async move {
+        for request in [
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET /favicon.ico?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+            "DELETE / HTTP/1.1\r\nConnection: close\r\n\r\n",
+        ] {
+            let answer = fixture.exchange(request.as_bytes()).await;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\nCache-Control: max-age=0"), "{head}");
+            assert!(head.contains("\r\nContent-Type: text/html\r\n"), "{head}");
+            let length = format!("\r\nContent-Length: {}\r\n", body.len());
+            assert!(head.contains(&length), "{head}");
+            assert!(body.starts_with("<!DOCTYPE html>") && body.ends_with("</html>"), "{body}");
+        }
+        assert_eq!(fixture.refreshed.get(), 4);
+    });
+}
+
+#[test]
+fn head_keep_alive_and_pipelining() {
+    with_gate(TEXT, |fixture| async move {
+        let answer = fixture.exchange(b"HEAD / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.ends_with("\r\n\r\n") && !answer.contains("Content-Length: 0"), "{answer}");
+
+        let mut stream = fixture.connect().await;
+        for _ in 0..3 {
+            stream.write_all(REQUEST).await.unwrap();
+            let answer = read_answer(&mut stream).await;
+            assert!(answer.contains("Connection: keep-alive"), "{answer}");
+        }
+        stream.write_all(&REQUEST.repeat(5)).await.unwrap();
+        for _ in 0..5 {
+            read_answer(&mut stream).await;
+        }
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn status_and_format() {
+    let bare = HealthSettings { json: true, body: false, ..TEXT };
+    with_gate(bare, |fixture| async move {
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("application/json\r\nContent-Length: 0\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+        fixture.board.publish(Page::default());
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+    });
+    let json = HealthSettings { json: true, ..TEXT };
+    with_gate(json, |fixture| async move {
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.contains("\r\n\r\n{\"drops\":{}"), "{answer}");
+    });
+}
+
+#[test]
+fn a_page_larger_than_every_buffer_arrives_whole() {
+    with_gate(TEXT, |fixture| async move {
+        fixture.board.publish(Page {
+            workers: vec![crate::stats::WorkerRow::default(); 50_000],
+            ..Page::default()
+        });
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(body.len() > 4 << 20);
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+        assert!(body.ends_with("</html>"));
+    });
+}
+
+#[test]
+fn bad_heads_are_told_and_closed() {
+    with_gate(TEXT, |fixture| async move {
+        let huge = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(64 << 10));
+        let answer = fixture.exchange(huge.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        let answer = fixture.exchange(b"\x16\x03\x01\x00\xa5\x01\x00").await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        let slow = fixture.exchange(b"GET / HT").await;
+        assert!(slow.starts_with("HTTP/1.1 408 "), "{slow}");
+        assert_eq!(fixture.exchange(b"").await, "", "a silent client is closed");
+        assert_eq!(fixture.refreshed.get(), 0, "none of them reached the page");
+    });
+}
+
+#[test]
+fn a_crowd_of_idle_clients_keeps_nobody_out() {
+    with_gate(TEXT, |fixture| async move {
+        let mut crowd = Vec::new();
+        for _ in 0..200 {
+            let mut stream = fixture.connect().await;
+            stream.write_all(b"GET / HTTP").await.unwrap();
+            crowd.push(stream);
+            assert!(fixture.gate.connection_count() <= 64);
+        }
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(fixture.gate.connection_count() <= 64);
+        // The oldest were evicted.
+        let evicted = time::timeout(Duration::from_secs(1), crowd[0].read(&mut [0; 64])).await;
+        assert!(evicted.is_ok());
+    });
+}
+
+#[test]
+fn without_the_web_server_the_status_is_still_true() {
+    with_gate(TEXT, |fixture| async move {
+        fixture.gate.lose_backend();
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+        time::sleep(Duration::from_millis(1100)).await;
+        fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.ends_with("</html>"), "the server is back: {answer}");
+    });
+}

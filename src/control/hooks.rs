@@ -1,0 +1,312 @@
+//! Hooks: the operator's commands in the life of an endpoint, off the packet path.
+//!
+//! A hook is `/bin/sh -c '<command> "$@"'` with the reference program's four arguments, so a
+//! command with words or shell syntax works as before. The arguments come from fixed alphabets;
+//! nothing a packet carries reaches a shell as syntax.
+//!
+//! - One at a time, in order, because the scripts in use edit shared files. The next starts when
+//!   the one before it ended, or after 5 s: one that hangs delays, but does not stop, the others.
+//! - Killed with its process group after 30 s: a new flow's first answer must reach the load
+//!   balancer within 30 s anyway.
+//! - It gets descriptors 0 to 2 and no more: `/dev/null`, and a pipe whose lines go to the log, at
+//!   most 64 KiB of them. A daemon that it leaves behind keeps the pipe and delays nothing.
+//! - Its environment is ours, less what a service manager meant for us alone, plus `GWLBTUN_*`.
+//!
+//! [`HookRequest`] and [`HookOutcome`] are plain data, so that another process may do the running
+//! one day.
+
+mod output;
+
+use std::ffi::OsStr;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
+use tokio::process::Child;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+use tokio::time;
+
+use crate::log::Log;
+use crate::types::EndpointId;
+use crate::types::LinkName;
+use crate::types::Side;
+use output::Output;
+
+/// Hooks that wait for their turn; control asks for one per endpoint at a time.
+const QUEUE: usize = 4096;
+
+/// Which event of an endpoint's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookAction {
+    /// Both links are up; no packet has been written to them yet.
+    Create,
+    /// Both links are still up; no packet is written to them any more.
+    Destroy,
+}
+
+impl fmt::Display for HookAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Create => "CREATE",
+            Self::Destroy => "DESTROY",
+        })
+    }
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookRequest {
+    /// The first argument.
+    pub action: HookAction,
+    /// The command as the operator wrote it.
+    pub command: OsString,
+    /// The endpoint, which gives the other arguments.
+    pub id: EndpointId,
+}
+
+/// How a hook ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookOutcome {
+    /// By itself, with this exit status.
+    Exited(i32),
+    /// By a signal that was not ours.
+    Signalled(i32),
+    /// It ran too long and was killed with its process group.
+    TimedOut,
+    /// The program is stopping: it was never started, or killed at a second request to stop.
+    Skipped,
+    /// It could not be started, for this reason.
+    NotStarted(String),
+}
+
+impl HookOutcome {
+    /// Whether the hook did what it was there for, as far as anybody can tell.
+    pub const fn is_success(&self) -> bool {
+        matches!(self, Self::Exited(0))
+    }
+}
+
+impl fmt::Display for HookOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "ended with exit status {status}"),
+            Self::Signalled(signal) => write!(f, "was ended by signal {signal}"),
+            Self::TimedOut => f.write_str("ran too long and was killed"),
+            Self::Skipped => f.write_str("was skipped or cut short: the program is stopping"),
+            Self::NotStarted(reason) => write!(f, "could not be started: {reason}"),
+        }
+    }
+}
+
+/// Bounds on every hook.
+#[derive(Clone, Copy, Debug)]
+pub struct HookLimits {
+    /// How long one hook holds up the next.
+    pub next_after: Duration,
+    /// How long a hook may run.
+    pub kill_after: Duration,
+    /// Bytes of output that reach the log.
+    pub output_bytes: usize,
+}
+
+impl Default for HookLimits {
+    fn default() -> Self {
+        Self {
+            next_after: Duration::from_secs(5),
+            kill_after: Duration::from_secs(30),
+            output_bytes: 64 << 10,
+        }
+    }
+}
+
+/// The way to the runner, which ends with the last handle.
+#[derive(Clone, Debug)]
+pub struct HookRunner {
+    queue: mpsc::Sender<(HookRequest, oneshot::Sender<HookOutcome>)>,
+    skip: watch::Sender<Skip>,
+}
+
+/// Which hooks are left out, because the program is stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skip {
+    None,
+    /// CREATE of endpoints that will not be served any more.
+    Creations,
+    All,
+}
+
+impl HookRunner {
+    /// Starts the runner on the calling thread's tokio-uring runtime.
+    ///
+    /// # Panics
+    /// Outside such a runtime.
+    pub fn start(limits: HookLimits, log: Log) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE);
+        let (skip, skipped) = watch::channel(Skip::None);
+        tokio_uring::spawn(run_in_order(requests, skipped, limits, log));
+        Self { queue, skip }
+    }
+
+    /// Runs a hook when its turn comes, and waits for its end.
+    pub async fn run(&self, request: HookRequest) -> HookOutcome {
+        let (reply, outcome) = oneshot::channel();
+        if self.queue.send((request, reply)).await.is_err() {
+            return HookOutcome::Skipped;
+        }
+        outcome.await.unwrap_or(HookOutcome::Skipped)
+    }
+
+    /// Drops the CREATE hooks that wait or are still to come; what runs, runs to its end.
+    pub fn skip_creations(&self) {
+        self.skip.send_replace(Skip::Creations);
+    }
+
+    /// Kills the hooks that run, and drops those that wait or are still to come.
+    pub fn skip_all(&self) {
+        self.skip.send_replace(Skip::All);
+    }
+}
+
+/// Takes one request after the other.
+async fn run_in_order(
+    mut requests: mpsc::Receiver<(HookRequest, oneshot::Sender<HookOutcome>)>,
+    skipped: watch::Receiver<Skip>,
+    limits: HookLimits,
+    log: Log,
+) {
+    while let Some((request, reply)) = requests.recv().await {
+        let (skipped, log) = (skipped.clone(), log.clone());
+        let run = tokio_uring::spawn(async move {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(run_one(&request, skipped, limits, log).await);
+        });
+        // Time is up: the hook goes on by itself.
+        let _ = time::timeout(limits.next_after, run).await;
+    }
+}
+
+/// Runs one hook to its end.
+async fn run_one(
+    request: &HookRequest,
+    mut skipped: watch::Receiver<Skip>,
+    limits: HookLimits,
+    log: Log,
+) -> HookOutcome {
+    let is_left_out = match *skipped.borrow() {
+        Skip::None => false,
+        Skip::Creations => request.action == HookAction::Create,
+        Skip::All => true,
+    };
+    if is_left_out {
+        return HookOutcome::Skipped;
+    }
+    let label = format!("{} hook for {}", request.action, request.id);
+    let (mut child, mut output) = match start(request, Output::new(log, label, limits)) {
+        Ok(started) => started,
+        Err(error) => return HookOutcome::NotStarted(error.to_string()),
+    };
+    let deadline = time::sleep(limits.kill_after);
+    tokio::pin!(deadline);
+    let outcome = loop {
+        tokio::select! {
+            status = child.wait() => break ended(status),
+            readable = output.readable() => if readable { output.take().await; },
+            () = &mut deadline => {
+                kill_group(&mut child).await;
+                break HookOutcome::TimedOut;
+            }
+            _ = skipped.wait_for(|skip| *skip == Skip::All) => {
+                kill_group(&mut child).await;
+                break HookOutcome::Skipped;
+            }
+        }
+    };
+    // What the hook wrote is in the pipe: one read empties it and one meets its end. What a daemon
+    // of it will write is not waited for.
+    output.take().await;
+    output.take().await;
+    if output.is_open() {
+        tokio_uring::spawn(output.take_until_closed());
+    }
+    outcome
+}
+
+/// Starts the hook's shell with its output going to `output`.
+fn start(
+    request: &HookRequest,
+    output: io::Result<(Output, Stdio, Stdio)>,
+) -> io::Result<(Child, Output)> {
+    let (output, stdout, stderr) = output?;
+    let child = command(request)
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(stderr)
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, output))
+}
+
+/// The shell's words and environment.
+fn command(request: &HookRequest) -> Command {
+    let HookRequest { action, command, id } = request;
+    let action = action.to_string();
+    let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(*id, side).to_string());
+    let mut script = command.clone();
+    script.push(" \"$@\"");
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(script).arg("gwlbtun");
+    shell.args([&action, &gwi, &gwo, &id.to_string()]);
+    for (name, _) in std::env::vars_os() {
+        if is_ours_alone(&name) {
+            shell.env_remove(name);
+        }
+    }
+    shell
+        .env("GWLBTUN_ACTION", action)
+        .env("GWLBTUN_GWI", gwi)
+        .env("GWLBTUN_GWO", gwo)
+        .env("GWLBTUN_ENDPOINT", format!("vpce-{id}"));
+    shell
+}
+
+/// Whether a variable was meant for this process alone: how to load it, and how the service
+/// manager talks to it.
+fn is_ours_alone(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name == b"NOTIFY_SOCKET"
+        || [&b"LD_"[..], b"LISTEN_", b"WATCHDOG_"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn ended(status: io::Result<ExitStatus>) -> HookOutcome {
+    match status {
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => HookOutcome::Exited(code),
+            (None, signal) => HookOutcome::Signalled(signal.unwrap_or(0)),
+        },
+        Err(error) => HookOutcome::NotStarted(error.to_string()),
+    }
+}
+
+/// Kills the hook and everything of its process group, and reaps the hook.
+async fn kill_group(child: &mut Child) {
+    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(group) = group {
+        // It fails when all of them have just ended, which is as well.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    let _ = child.wait().await;
+}
+
+#[cfg(test)]
+mod tests;

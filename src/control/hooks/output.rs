@@ -1,0 +1,137 @@
+//! A hook's output: read from a pipe with io_uring, put into the log line by line.
+//!
+//! A read is submitted only when poll says that there is something. One that waited in the ring
+//! on a daemon's pipe would hold up the hook's end for as long as the daemon lives, and
+//! `O_NONBLOCK` does not prevent that: io_uring waits on such a pipe all the same (Linux 6.18).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+
+use super::HookLimits;
+use crate::log::Level;
+use crate::log::Log;
+use crate::log::Section;
+use crate::sys::Readiness;
+
+/// Bytes of one read: all that a pipe holds (pipe(7), *Pipe capacity*).
+const READ_BYTES: usize = 64 << 10;
+
+/// Bytes after which a line is cut in two.
+const LINE_BYTES_MAX: usize = 1024;
+
+/// The reading end of a hook's output, and where its lines go.
+pub(super) struct Output {
+    ready: Readiness,
+    pipe: tokio_uring::fs::File,
+    open: bool,
+    buffer: Vec<u8>,
+    lines: Lines,
+}
+
+impl Output {
+    /// A pipe with its two writing ends, for standard output and standard error. `label` starts
+    /// each line in the log.
+    pub(super) fn new(
+        log: Log,
+        label: String,
+        limits: HookLimits,
+    ) -> io::Result<(Self, Stdio, Stdio)> {
+        let (reader, writer) = io::pipe()?;
+        let output = Self {
+            ready: Readiness::of(&reader).map_err(io::Error::other)?,
+            pipe: tokio_uring::fs::File::from_std(File::from(OwnedFd::from(reader))),
+            open: true,
+            buffer: Vec::with_capacity(READ_BYTES),
+            lines: Lines { log, label, partial: Vec::new(), bytes_left: limits.output_bytes },
+        };
+        Ok((output, writer.try_clone()?.into(), writer.into()))
+    }
+
+    /// Whether somebody still has the writing end.
+    pub(super) const fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Waits until there is something to read, or the end. Never returns once the end was read.
+    pub(super) async fn readable(&self) -> bool {
+        if !self.open {
+            std::future::pending::<()>().await;
+        }
+        self.ready.wait().await.is_ok()
+    }
+
+    /// Reads what is there, and logs it. One read and no more: a hook that writes without end must
+    /// not keep its caller from looking at the clock.
+    pub(super) async fn take(&mut self) {
+        if self.open && self.ready.is_readable() {
+            let buffer = std::mem::take(&mut self.buffer);
+            let (result, buffer) = self.pipe.read_at(buffer, 0).await;
+            self.buffer = buffer;
+            match result {
+                Ok(count @ 1..) => self.lines.add(&self.buffer[..count]),
+                Ok(0) | Err(_) => self.open = false,
+            }
+        }
+        if !self.open {
+            self.lines.finish();
+        } else if !self.ready.is_readable() {
+            self.ready.clear();
+        }
+    }
+
+    /// Reads until the last writer is gone: a daemon must not stall on a full pipe, nor die of a
+    /// closed one.
+    pub(super) async fn take_until_closed(mut self) {
+        while self.open && self.readable().await {
+            self.take().await;
+        }
+    }
+}
+
+/// Cuts bytes into lines for the log, up to the hook's share.
+struct Lines {
+    log: Log,
+    label: String,
+    partial: Vec<u8>,
+    bytes_left: usize,
+}
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8]) {
+        if self.bytes_left == 0 {
+            return;
+        }
+        let kept = &bytes[..bytes.len().min(self.bytes_left)];
+        self.bytes_left -= kept.len();
+        for &byte in kept {
+            if byte != b'\n' {
+                self.partial.push(byte);
+            }
+            if byte == b'\n' || self.partial.len() == LINE_BYTES_MAX {
+                self.end_line();
+            }
+        }
+        if self.bytes_left == 0 {
+            self.finish();
+            self.write("the rest of its output is not logged");
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.partial);
+        self.write(&String::from_utf8_lossy(&line));
+    }
+
+    fn write(&self, text: &str) {
+        let label = &self.label;
+        self.log.line(Section::Core, Level::Info, format_args!("{label}: {text}"));
+    }
+}

@@ -1,0 +1,243 @@
+//! The runner against a real shell.
+
+use super::*;
+use crate::log::Level;
+use crate::log::LogThread;
+use crate::log::page::Page;
+use crate::sys::clock;
+
+/// A log and what it wrote.
+struct Paper {
+    log: Log,
+    thread: LogThread,
+    page: Page,
+}
+
+impl Paper {
+    fn new() -> Self {
+        let page = Page::default();
+        let (log, thread) = Log::start(Level::Info, page.clone()).unwrap();
+        Self { log, thread, page }
+    }
+
+    /// The hook's lines, without what stands before them.
+    fn lines(self) -> Vec<String> {
+        self.thread.finish();
+        let text = self.page.text();
+        text.lines()
+            .filter_map(|line| Some(line.split_once("0123456789abcdef: ")?.1.to_owned()))
+            .collect()
+    }
+}
+
+fn request(command: &str) -> HookRequest {
+    HookRequest {
+        action: HookAction::Create,
+        command: command.into(),
+        id: EndpointId(0x0123_4567_89ab_cdef),
+    }
+}
+
+/// Limits that a test can reach.
+fn short() -> HookLimits {
+    HookLimits {
+        next_after: Duration::from_millis(200),
+        kill_after: Duration::from_millis(600),
+        output_bytes: 1000,
+    }
+}
+
+/// Runs one hook; its outcome and its lines in the log.
+fn run(command: &str, limits: HookLimits) -> (HookOutcome, Vec<String>) {
+    let paper = Paper::new();
+    let outcome = tokio_uring::start(async {
+        HookRunner::start(limits, paper.log.clone()).run(request(command)).await
+    });
+    (outcome, paper.lines())
+}
+
+fn is_alive(pid: &str) -> bool {
+    // A killed process may wait for its parent to reap it: that one is dead too.
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+/// Waits for the death of a killed process: only the hook itself is waited for, and the rest of
+/// its group may need a moment longer.
+fn dies(pid: &str) -> bool {
+    let start = clock::now();
+    while is_alive(pid) && clock::now().since(start) < Duration::from_secs(10) {
+        std::thread::yield_now();
+    }
+    !is_alive(pid)
+}
+
+#[test]
+fn arguments_and_exit_status() {
+    let limits = HookLimits::default();
+    let (outcome, lines) = run("echo \"$0:$#:$*\"; exit 7; :", limits);
+    assert_eq!(outcome, HookOutcome::Exited(7));
+    assert!(!outcome.is_success());
+    assert_eq!(lines, ["gwlbtun:4:CREATE gwi-887epl1uMf gwo-887epl1uMf 00123456789abcdef"]);
+    let (outcome, lines) = run("echo one two", limits);
+    assert!(outcome.is_success());
+    assert_eq!(lines, ["one two CREATE gwi-887epl1uMf gwo-887epl1uMf 00123456789abcdef"]);
+    let (outcome, lines) = run("/nonexistent/hook", limits);
+    assert_eq!(outcome, HookOutcome::Exited(127));
+    assert!(lines[0].contains("/nonexistent/hook"), "{lines:?}");
+    let (outcome, _) = run("kill -9 $$;", limits);
+    assert_eq!(outcome, HookOutcome::Signalled(9));
+}
+
+#[test]
+fn descriptors_and_standard_input() {
+    crate::sys::fds::close_all_on_exec().unwrap();
+    let script = "echo /proc/self/fd/*; readlink /proc/self/fd/0; cat; :";
+    let (outcome, lines) = run(script, HookLimits::default());
+    assert!(outcome.is_success());
+    let numbers: Vec<_> =
+        lines[0].split(' ').map(|path| path.rsplit('/').next().unwrap()).collect();
+    // The shell's own handle on the directory it lists is the only other one, and is closed by
+    // the time the names are printed: dash lists 3, bash 3.
+    let strangers: Vec<_> = numbers.iter().filter(|n| !["0", "1", "2", "3"].contains(n)).collect();
+    assert!(strangers.is_empty(), "{lines:?}");
+    assert_eq!(lines[1], "/dev/null");
+    let (_, lines) = run("for n in 3 4 5 6 7 8 9; do readlink /proc/$$/fd/$n; done; :", short());
+    assert_eq!(lines, [""; 0], "the hook's shell has 0 to 2 alone");
+}
+
+#[test]
+fn environment() {
+    for (name, ours) in [
+        ("LD_PRELOAD", true),
+        ("NOTIFY_SOCKET", true),
+        ("LISTEN_FDS", true),
+        ("WATCHDOG_USEC", true),
+        ("PATH", false),
+        ("NOTIFY_SOCKETS", false),
+        ("MY_LD_PATH", false),
+    ] {
+        assert_eq!(is_ours_alone(OsStr::new(name)), ours, "{name}");
+    }
+    let script = "echo $GWLBTUN_ACTION $GWLBTUN_GWI $GWLBTUN_GWO $GWLBTUN_ENDPOINT ${PATH:+path} \
+                  ${LD_LIBRARY_PATH:-clean};:";
+    let (_, lines) = run(script, HookLimits::default());
+    assert_eq!(lines, ["CREATE gwi-887epl1uMf gwo-887epl1uMf vpce-00123456789abcdef path clean"]);
+}
+
+#[test]
+fn one_that_hangs_is_killed_with_its_group() {
+    let (outcome, lines) = run("echo $$; sleep 60 & echo $!; wait; :", short());
+    assert_eq!(outcome, HookOutcome::TimedOut);
+    assert_eq!(lines.len(), 2);
+    for pid in lines {
+        assert!(dies(&pid), "{pid} lives on");
+    }
+}
+
+#[test]
+fn one_that_hangs_delays_the_next_and_does_not_stop_it() {
+    let paper = Paper::new();
+    tokio_uring::start(async {
+        let runner = HookRunner::start(short(), paper.log.clone());
+        let hanging = tokio_uring::spawn({
+            let runner = runner.clone();
+            async move { runner.run(request("echo first; sleep 60; :")).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(runner.run(request("echo second; :")).await.is_success());
+        assert!(!hanging.is_finished());
+        assert_eq!(hanging.await.unwrap(), HookOutcome::TimedOut);
+    });
+    assert_eq!(paper.lines(), ["first", "second"]);
+}
+
+#[test]
+fn hooks_run_one_after_the_other() {
+    let paper = Paper::new();
+    tokio_uring::start(async {
+        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+        let run = |name| {
+            let command = format!("echo {name} starts; sleep 0.05; echo {name} ends; :");
+            let runner = runner.clone();
+            async move { runner.run(request(&command)).await }
+        };
+        tokio::join!(run("a"), run("b"), run("c"));
+    });
+    let expected = ["a starts", "a ends", "b starts", "b ends", "c starts", "c ends"];
+    assert_eq!(paper.lines(), expected);
+}
+
+#[test]
+fn a_daemon_with_the_pipe_delays_nothing_and_is_heard() {
+    let paper = Paper::new();
+    let limits = HookLimits::default();
+    tokio_uring::start(async {
+        let runner = HookRunner::start(limits, paper.log.clone());
+        let script = "(sleep 0.3; echo late; exec sleep 60) & echo $!; :";
+        assert!(runner.run(request(script)).await.is_success());
+        time::sleep(Duration::from_millis(800)).await;
+    });
+    let lines = paper.lines();
+    assert_eq!(lines[1..], ["late"], "{lines:?}");
+    assert!(is_alive(&lines[0]), "the daemon is not ours to kill");
+    let pid = Pid::from_raw(lines[0].parse().unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn output_is_capped_and_cut_into_lines() {
+    let script = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; printf tail 1>&2; :";
+    let (outcome, lines) = run(script, short());
+    assert!(outcome.is_success(), "a hook that writes much is not stopped");
+    let (last, numbers) = lines.split_last().unwrap();
+    assert_eq!(last, "the rest of its output is not logged");
+    let bytes: usize = numbers.iter().map(|line| line.len() + 1).sum();
+    assert!((999..=1001).contains(&bytes), "{bytes}");
+
+    let (_, lines) = run("printf %1500d 5; printf '\\nx' 1>&2; :", HookLimits::default());
+    let lengths: Vec<_> = lines.iter().map(String::len).collect();
+    assert_eq!(lengths, [1024, 476, 1]);
+}
+
+#[test]
+fn a_second_request_to_stop_ends_the_waiting() {
+    let paper = Paper::new();
+    tokio_uring::start(async {
+        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let runner = runner.clone();
+                tokio_uring::spawn(async move { runner.run(request("sleep 60;:")).await })
+            })
+            .collect();
+        time::sleep(Duration::from_millis(100)).await;
+        runner.skip_all();
+        for hook in waiting {
+            assert_eq!(hook.await.unwrap(), HookOutcome::Skipped);
+        }
+        assert_eq!(runner.run(request("true")).await, HookOutcome::Skipped);
+    });
+    assert_eq!(paper.lines(), [""; 0]);
+}
+
+#[test]
+fn one_that_writes_without_end_is_killed_like_any_other() {
+    let (outcome, lines) = run("yes & yes & yes & exec yes; :", short());
+    assert_eq!(outcome, HookOutcome::TimedOut);
+    assert_eq!(lines.last().unwrap(), "the rest of its output is not logged");
+}
+
+#[test]
+fn a_daemon_that_writes_without_end_does_not_keep_the_hook_from_ending() {
+    let paper = Paper::new();
+    tokio_uring::start(async {
+        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+        let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"));
+        let outcome = time::timeout(Duration::from_secs(10), run).await;
+        assert!(outcome.expect("the shell has ended").is_success());
+    });
+    // Its pipe is closed now, which ends it.
+    let lines = paper.lines();
+    assert!(lines.iter().any(|line| line == "y"), "{lines:?}");
+}

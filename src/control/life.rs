@@ -1,0 +1,296 @@
+//! The life of one endpoint, from the first datagram to the last link, told in order.
+//!
+//! Each endpoint is a task of its own; nothing in it waits for another endpoint except for the
+//! turn of its hooks. The worker's view of the same life is drawn in `worker::mailbox`.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time;
+
+use super::Control;
+use super::hooks::HookAction;
+use super::hooks::HookOutcome;
+use super::hooks::HookRequest;
+use super::netdev::LinkPair;
+use super::netdev::NetdevError;
+use super::registry::Phase;
+use crate::flow::Templates;
+use crate::log::Level;
+use crate::log::Section;
+use crate::stats::EndpointCell;
+use crate::sys;
+use crate::sys::Errno;
+use crate::sys::clock;
+use crate::types::DropReason;
+use crate::types::EndpointId;
+use crate::types::EndpointRef;
+use crate::types::LinkName;
+use crate::types::Moment;
+use crate::types::Side;
+use crate::types::WorkerId;
+use crate::worker::mailbox::Admission;
+use crate::worker::mailbox::Attachment;
+use crate::worker::mailbox::Command;
+
+/// After a failure to create links, the next attempt for the same endpoint. Until then its
+/// workers hold datagrams and do not ask again.
+const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// How long workers may take to let go of an endpoint's queues before that is told. They need one
+/// turn.
+const DETACH_MAX: Duration = Duration::from_secs(2);
+
+/// The least time between two looks at an idle endpoint; the clock itself is that coarse.
+const IDLE_STEP: Duration = Duration::from_millis(20);
+
+/// What others tell the task.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// A worker let go of the queues.
+    Detached(WorkerId),
+    /// A worker lost a queue.
+    QueueLost(WorkerId, Side, Errno),
+    /// The program is stopping.
+    End,
+}
+
+/// One endpoint in one life.
+pub(super) struct Life {
+    pub(super) control: Rc<Control>,
+    pub(super) id: EndpointId,
+    pub(super) endpoint: EndpointRef,
+    pub(super) notices: mpsc::Receiver<Notice>,
+    /// What it lives by.
+    pub(super) permit: Option<Permit>,
+}
+
+/// A permit that control has taken over from a worker; it goes back when this is dropped.
+pub(super) struct Permit(pub(super) Arc<Admission>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+impl Life {
+    /// Lives it.
+    pub(super) async fn run(mut self) {
+        let control = Rc::clone(&self.control);
+        let queues = control.workers.len();
+        let created = tokio::select! {
+            created = control.netdev.create(self.id, queues) => Some(created),
+            () = ended(&mut self.notices) => None,
+        };
+        match created {
+            Some(Ok(pair)) => {
+                control.status.borrow_mut().set_no_device(None);
+                self.serve(pair).await;
+            }
+            Some(Err(error)) => self.give_up(&error).await,
+            None => control.forget(self.id, DropReason::Shutdown),
+        }
+        drop(self.permit.take());
+        control.life_ended(self.id, self.endpoint);
+    }
+
+    /// Both links are there.
+    async fn serve(&mut self, pair: LinkPair) {
+        let control = Rc::clone(&self.control);
+        let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(self.id, side));
+        let id = self.id;
+        let cells: Vec<_> = control.workers.iter().map(|_| Arc::default()).collect();
+        control.add_to_status(id, cells.clone());
+        control.log.line(
+            Section::Core,
+            Level::Important,
+            format_args!("New interface {gwi} and {gwo} for ENI ID {id} created."),
+        );
+        let created = self.hook(HookAction::Create).await;
+        if control.stopping.get() {
+            control.forget(id, DropReason::Shutdown);
+        } else {
+            self.attach(&pair, &cells);
+            self.until_idle(&cells).await;
+            control.post_all(|_| Command::Closing(self.endpoint));
+        }
+        control.log.line(
+            Section::Core,
+            Level::Important,
+            format_args!("Removing interface {gwi} and {gwo} for ENI ID {id}."),
+        );
+        // There is nothing to undo where CREATE never began.
+        if created {
+            self.hook(HookAction::Destroy).await;
+        }
+        // At the end of the program the workers stop as a whole, and the links go in one request.
+        if !control.stopping.get() {
+            self.detach().await;
+            if let Err(error) = control.netdev.destroy(pair).await {
+                self.complain("link_removal_failed", format_args!("removing links: {error}"));
+            }
+        }
+        control.status.borrow_mut().remove_endpoint(id);
+    }
+
+    /// Hands every worker its queues. What it holds for the endpoint goes first.
+    fn attach(&self, pair: &LinkPair, cells: &[Arc<EndpointCell>]) {
+        let templates = Arc::new(Templates::default());
+        self.control.set_phase(self.id, Phase::Serving);
+        self.control.post_all(|index| {
+            Command::Attach(Box::new(Attachment {
+                id: self.id,
+                endpoint: self.endpoint,
+                templates: Arc::clone(&templates),
+                cell: Arc::clone(&cells[index]),
+                queues: pair.queues[index].clone(),
+            }))
+        });
+    }
+
+    /// Waits for the end of the program, or of the endpoint's traffic.
+    async fn until_idle(&mut self, cells: &[Arc<EndpointCell>]) {
+        let attached = clock::now();
+        let limit = self.control.settings.tunnel_idle;
+        loop {
+            let left = limit.map(|limit| {
+                let last = cells.iter().map(|cell| cell.last_seen.get()).max();
+                let last = last.unwrap_or(Moment::ZERO).max(attached);
+                limit.saturating_sub(clock::now().since(last))
+            });
+            if left == Some(Duration::ZERO) {
+                return;
+            }
+            tokio::select! {
+                notice = self.notices.recv() => match notice {
+                    Some(Notice::End) | None => return,
+                    Some(Notice::QueueLost(worker, side, errno)) => {
+                        self.queue_lost(worker, side, errno);
+                    }
+                    Some(Notice::Detached(_)) => {}
+                },
+                () = sleep(left) => {}
+            }
+        }
+    }
+
+    /// Takes the queues from the workers again. Does not return, but at the end of the program,
+    /// while one of them still has some: a slot that is used again under a worker that turns no
+    /// more would mix up two endpoints.
+    async fn detach(&mut self) {
+        let control = Rc::clone(&self.control);
+        control.set_phase(self.id, Phase::Leaving);
+        // Who lets go may announce the next life at once, and needs a permit for it.
+        drop(self.permit.take());
+        let mut attached: HashSet<_> = control.workers.iter().map(|worker| worker.id).collect();
+        for worker in control.post_all(|_| Command::Detach(self.endpoint)) {
+            attached.remove(&worker);
+        }
+        let left = Cell::new(attached.len());
+        let all_gone = async {
+            while !attached.is_empty() {
+                match self.notices.recv().await {
+                    Some(Notice::Detached(worker)) => {
+                        attached.remove(&worker);
+                    }
+                    Some(Notice::QueueLost(..)) => {}
+                    Some(Notice::End) | None => break,
+                }
+                left.set(attached.len());
+            }
+        };
+        tokio::pin!(all_gone);
+        if time::timeout(DETACH_MAX, &mut all_gone).await.is_err() {
+            complain(
+                &control,
+                self.id,
+                "detach_late",
+                format_args!("{} workers did not let go of its queues", left.get()),
+            );
+            all_gone.await;
+        }
+    }
+
+    /// There are no links. The workers keep what they hold, and are told after the back-off.
+    async fn give_up(&mut self, error: &NetdevError) {
+        let control = Rc::clone(&self.control);
+        if let NetdevError::Sys(error) = error
+            && is_for_all(error)
+        {
+            let reason = format!("no TUN link can be made: {error}");
+            control.status.borrow_mut().set_no_device(Some(reason));
+        }
+        control.creation_failed(self.id, error);
+        let stopped = time::timeout(BACK_OFF, ended(&mut self.notices)).await.is_ok();
+        let reason = if stopped { DropReason::Shutdown } else { DropReason::EndpointFailed };
+        control.forget(self.id, reason);
+    }
+
+    /// Runs the operator's command for `action`, if there is one. Its failure is told and counted,
+    /// and changes nothing else: traffic goes on, as it did with the reference program. Returns
+    /// whether it is as if it had run: not when it was left out because the program is stopping.
+    async fn hook(&self, action: HookAction) -> bool {
+        let hooks = &self.control.settings.hooks;
+        let command = match action {
+            HookAction::Create => &hooks.create,
+            HookAction::Destroy => &hooks.destroy,
+        };
+        let Some(command) = command else { return true };
+        let request = HookRequest { action, command: command.clone(), id: self.id };
+        let outcome = self.control.hooks.run(request).await;
+        if !outcome.is_success() {
+            self.control.status.borrow_mut().hook_failed();
+            self.control.log.line(
+                Section::Core,
+                Level::Important,
+                format_args!("The {action} hook for ENI ID {} {outcome}.", self.id),
+            );
+        }
+        outcome != HookOutcome::Skipped
+    }
+
+    fn queue_lost(&self, worker: WorkerId, side: Side, errno: Errno) {
+        let link = LinkName::of(self.id, side);
+        self.control.status.borrow_mut().queue_lost(self.id, side);
+        self.complain(
+            "queue_lost",
+            format_args!("worker {worker} cannot read {link} any more: {}", errno.desc()),
+        );
+    }
+
+    fn complain(&self, event: &'static str, text: std::fmt::Arguments<'_>) {
+        complain(&self.control, self.id, event, text);
+    }
+}
+
+fn complain(control: &Control, id: EndpointId, event: &'static str, text: std::fmt::Arguments<'_>) {
+    let line = format_args!("ENI ID {id}: {text}");
+    control.log.event(Section::Tunnel, Level::Critical, event, line);
+}
+
+/// Waits until the end of the program is asked for.
+async fn ended(notices: &mut mpsc::Receiver<Notice>) {
+    while !matches!(notices.recv().await, Some(Notice::End) | None) {}
+}
+
+/// Whether an error of creation is no matter of one endpoint: permission or device are missing.
+/// `ENODEV` of a later call only means that somebody removed that one link.
+fn is_for_all(error: &sys::Error) -> bool {
+    let makes_links = matches!(error.call, "open" | "ioctl TUNSETIFF");
+    let is_missing =
+        matches!(error.errno, Errno::EPERM | Errno::EACCES | Errno::ENOENT | Errno::ENODEV);
+    error.errno == Errno::EPERM || makes_links && is_missing
+}
+
+/// Sleeps for `left`, or for ever.
+async fn sleep(left: Option<Duration>) {
+    match left {
+        Some(left) => time::sleep(left.max(IDLE_STEP)).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,467 @@
+//! The control thread: everything that is not the way of a packet.
+//!
+//! | file | duty |
+//! |---|---|
+//! | this one | the thread itself: events of the workers, signals, the end of the program |
+//! | `registry`, `slots` | which endpoints live, and where |
+//! | `life` | what happens to one endpoint, in order |
+//! | `hooks` | the operator's commands |
+//! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
+//! | `status`, `health` | the state of the program, and the port that tells it |
+//!
+//! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
+//! that calls [`run`]. Nothing here blocks for longer than a turn: what may block has a thread of
+//! its own. Nothing here touches a ring of a worker: they talk through `worker::mailbox`.
+
+pub mod health;
+pub mod hooks;
+mod life;
+pub mod netdev;
+mod registry;
+mod slots;
+mod status;
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use tokio::signal::unix::Signal;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::Notify;
+use tokio::time;
+use tokio::time::Interval;
+use tokio::time::MissedTickBehavior;
+
+use crate::log::Level;
+use crate::log::Log;
+use crate::log::Section;
+use crate::settings::Settings;
+use crate::stats::EndpointCell;
+use crate::stats::WorkerCell;
+use crate::sys;
+use crate::sys::EventFd;
+use crate::sys::Readiness;
+use crate::sys::clock;
+use crate::types::DropReason;
+use crate::types::EndpointId;
+use crate::types::EndpointRef;
+use crate::types::WorkerId;
+use crate::worker::mailbox::Admission;
+use crate::worker::mailbox::Command;
+use crate::worker::mailbox::Event;
+use crate::worker::mailbox::Mailbox;
+use crate::worker::mailbox::Policy;
+use health::Board;
+use hooks::HookLimits;
+use hooks::HookRunner;
+use life::Life;
+use life::Notice;
+use life::Permit;
+use netdev::NetdevError;
+use registry::Announced;
+use registry::Phase;
+use registry::Registry;
+use status::Status;
+
+/// How often the state of the program is looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Different reasons of failed creations that are told; each is told once.
+const REASONS_TOLD_MAX: usize = 64;
+
+/// What control needs. The workers run already.
+#[derive(Debug)]
+pub struct Parts {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The workers, by number.
+    pub workers: Vec<WorkerLink>,
+    /// What workers say.
+    pub events: Receiver<Event>,
+    /// What wakes control when they do.
+    pub wake: Arc<EventFd>,
+    /// The permits that the workers take.
+    pub admission: Arc<Admission>,
+    /// The health port, from [`health::bind`], if the settings have one.
+    pub listener: Option<TcpListener>,
+    /// The way to the netdev thread. Keep another handle until the workers have ended: the links
+    /// go with the last one.
+    pub netdev: netdev::Handle,
+    /// The log.
+    pub log: Log,
+}
+
+/// One worker, as control sees it.
+#[derive(Debug)]
+pub struct WorkerLink {
+    /// Its number, which is its place in [`Parts::workers`].
+    pub id: WorkerId,
+    /// Its thread id, as `ps -L` shows it.
+    pub thread_id: u32,
+    /// The way to it.
+    pub mailbox: Mailbox<Command>,
+    /// Its counters and its heartbeat.
+    pub cell: Arc<WorkerCell>,
+}
+
+/// Why control ended before anybody asked for it.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The runtime, a signal handler or the health server could not be started.
+    #[error("control cannot start: {0}")]
+    Start(#[from] io::Error),
+    /// An eventfd could not be watched.
+    #[error("control cannot start: {0}")]
+    Wake(#[from] sys::Error),
+    /// A worker has ended, which the program cannot do without.
+    #[error("worker {0} has ended: {1}")]
+    WorkerFailed(WorkerId, sys::Error),
+}
+
+/// What all tasks of the thread share.
+struct Control {
+    settings: Arc<Settings>,
+    workers: Vec<WorkerLink>,
+    admission: Arc<Admission>,
+    netdev: netdev::Handle,
+    hooks: HookRunner,
+    log: Log,
+    status: RefCell<Status>,
+    registry: RefCell<Registry>,
+    /// The end was asked for: no endpoint begins any more.
+    stopping: Cell<bool>,
+    /// A worker's failure, which ends the program.
+    failure: RefCell<Option<ControlError>>,
+    /// Something happened that the end may have waited for.
+    changed: Notify,
+    /// Reasons of failed creations that the log has.
+    reasons_told: RefCell<HashSet<String>>,
+    /// An endpoint had a permit, but found no slot.
+    no_slot: Cell<bool>,
+    refusal_told: Cell<bool>,
+}
+
+/// Runs the program until SIGINT, SIGTERM or the failure of a worker; then every endpoint's
+/// DESTROY hook has run and every worker has been told to stop. Joining the workers, and letting
+/// the last netdev handle go after that, is left to the caller.
+///
+/// # Errors
+/// See [`ControlError`]. After a failure to start, the workers have been told to stop too.
+pub fn run(parts: Parts) -> Result<(), ControlError> {
+    let mailboxes: Vec<_> = parts.workers.iter().map(|worker| worker.mailbox.clone()).collect();
+    let outcome = tokio_uring::Runtime::new(&tokio_uring::builder())
+        .map_err(ControlError::from)
+        .and_then(|runtime| runtime.block_on(supervise(parts)));
+    for mailbox in mailboxes {
+        // A worker whose box is full or gone does not read; the caller's join will tell.
+        let _ = mailbox.post(Command::Stop);
+    }
+    outcome
+}
+
+async fn supervise(parts: Parts) -> Result<(), ControlError> {
+    // What this process was started with must not leak into hooks; an old kernel leaks it.
+    let _ = sys::fds::close_all_on_exec();
+    let mut signals = Signals {
+        interrupt: signal(SignalKind::interrupt())?,
+        terminate: signal(SignalKind::terminate())?,
+    };
+    // Whoever started this process may ignore SIGCHLD, which is inherited, and hides how hooks end.
+    let _children = signal(SignalKind::child())?;
+    let board = Arc::new(Board::default());
+    let health = parts.settings.health.zip(parts.listener);
+    let settings = parts.settings;
+    let control = Rc::new(Control {
+        hooks: HookRunner::start(HookLimits::default(), parts.log.clone()),
+        status: RefCell::new(Status::new(&settings, Arc::clone(&board), clock::now())),
+        registry: RefCell::new(Registry::new(settings.endpoints_max, parts.workers.len())),
+        settings,
+        workers: parts.workers,
+        admission: parts.admission,
+        netdev: parts.netdev,
+        log: parts.log,
+        stopping: Cell::new(false),
+        failure: RefCell::new(None),
+        changed: Notify::new(),
+        reasons_told: RefCell::default(),
+        no_slot: Cell::new(false),
+        refusal_told: Cell::new(false),
+    });
+    if let Some((settings, listener)) = health {
+        let refreshing = Rc::clone(&control);
+        let refresh = Box::new(move || refreshing.refresh());
+        health::serve(listener, settings, board, refresh, control.log.clone())?;
+    }
+    let wake = Readiness::of(&parts.wake)?;
+    tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events));
+    control.greet();
+    control.work(&mut signals).await;
+    control.wind_up(&mut signals).await;
+    control.failure.take().map_or(Ok(()), Err)
+}
+
+/// Both ways to ask for the end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+impl Control {
+    fn greet(&self) {
+        let version = env!("CARGO_PKG_VERSION");
+        self.log.line(
+            Section::Core,
+            Level::Important,
+            format_args!("AWS Gateway Load Balancer Tunnel Handler v{version} started."),
+        );
+        for warning in &self.settings.warnings {
+            self.log.line(Section::Core, Level::Important, format_args!("{warning}"));
+        }
+        let policy = Arc::new(Policy::new(self.settings.tcp_idle));
+        self.post_all(|_| Command::Policy(Arc::clone(&policy)));
+    }
+
+    /// Ordinary work, until the end is asked for.
+    async fn work(self: &Rc<Self>, signals: &mut Signals) {
+        let mut housekeeping = housekeeping();
+        loop {
+            tokio::select! {
+                () = signals.next() => return,
+                () = self.changed.notified() => {
+                    if self.failure.borrow().is_some() {
+                        return;
+                    }
+                }
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+    }
+
+    /// Ends every endpoint, with its DESTROY hook. A second signal ends the hooks.
+    async fn wind_up(self: &Rc<Self>, signals: &mut Signals) {
+        self.log.line(Section::Core, Level::Important, format_args!("Shutting down."));
+        self.stopping.set(true);
+        self.hooks.skip_creations();
+        self.registry.borrow().end_all();
+        let mut housekeeping = housekeeping();
+        while !self.registry.borrow().is_empty() {
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = signals.next() => self.hooks.skip_all(),
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+    }
+
+    /// What is due every second.
+    fn keep_house(self: &Rc<Self>) {
+        let now = clock::now();
+        self.status.borrow_mut().judge(&self.workers, now);
+        if self.status.borrow().has_no_device() {
+            tokio_uring::spawn(Rc::clone(self).look_for_device());
+        }
+        if self.has_refused() && !self.refusal_told.replace(true) {
+            let limit = self.settings.endpoints_max;
+            self.log.line(
+                Section::Geneve,
+                Level::Critical,
+                format_args!(
+                    "An endpoint was refused: there are {limit} already, or too many came at \
+                     once. --max-endpoints sets the limit."
+                ),
+            );
+        }
+    }
+
+    /// Looks whether links can be made again. New endpoints would show that too, but a load
+    /// balancer sends none to a target that is not healthy.
+    async fn look_for_device(self: Rc<Self>) {
+        if self.netdev.probe().await.is_ok() {
+            self.status.borrow_mut().set_no_device(None);
+        }
+    }
+
+    /// Whether an endpoint was refused since start.
+    fn has_refused(&self) -> bool {
+        self.no_slot.get() || self.admission.has_refused()
+    }
+
+    /// Brings the health page up to date.
+    fn refresh(&self) {
+        let mut status = self.status.borrow_mut();
+        status.set_refused(self.has_refused());
+        status.refresh(&self.workers, clock::now());
+    }
+
+    /// Listens to the workers for ever.
+    async fn hear(self: Rc<Self>, wake: Readiness, eventfd: Arc<EventFd>, events: Receiver<Event>) {
+        while wake.wait().await.is_ok() {
+            eventfd.drain();
+            wake.clear();
+            for event in events.try_iter() {
+                self.on_event(event);
+            }
+        }
+    }
+
+    fn on_event(self: &Rc<Self>, event: Event) {
+        match event {
+            Event::EndpointSeen(worker, id) => self.on_endpoint_seen(worker, id),
+            Event::Detached(worker, endpoint) => {
+                let registry = self.registry.borrow();
+                registry.notify(endpoint, Notice::Detached(worker));
+            }
+            Event::QueueLost(worker, endpoint, side, errno) => {
+                let registry = self.registry.borrow();
+                registry.notify(endpoint, Notice::QueueLost(worker, side, errno));
+            }
+            Event::Failed(worker, error) => self.on_worker_failed(worker, error),
+        }
+    }
+
+    fn on_endpoint_seen(self: &Rc<Self>, worker: WorkerId, id: EndpointId) {
+        if self.stopping.get() {
+            self.admission.release();
+            self.post(worker, Command::Forget(id, DropReason::Shutdown));
+            return;
+        }
+        let announced = self.registry.borrow_mut().announce(worker, id);
+        match announced {
+            Announced::Begin(endpoint, notices) => self.begin(id, endpoint, notices),
+            Announced::Later => {}
+            Announced::Known => self.admission.release(),
+            Announced::NoSlot => {
+                self.no_slot.set(true);
+                self.admission.release();
+                self.post(worker, Command::Forget(id, DropReason::EndpointLimit));
+            }
+        }
+    }
+
+    fn begin(
+        self: &Rc<Self>,
+        id: EndpointId,
+        endpoint: EndpointRef,
+        notices: tokio::sync::mpsc::Receiver<Notice>,
+    ) {
+        let permit = Some(Permit(Arc::clone(&self.admission)));
+        let life = Life { control: Rc::clone(self), id, endpoint, notices, permit };
+        tokio_uring::spawn(life.run());
+    }
+
+    /// The last act of a life, which has given its permit back. If it was asked for again, it
+    /// begins again with the permit that came with that.
+    fn life_ended(self: &Rc<Self>, id: EndpointId, endpoint: EndpointRef) {
+        let asked = self.registry.borrow_mut().end(id, endpoint);
+        self.changed.notify_one();
+        if asked.is_empty() {
+            return;
+        }
+        if self.stopping.get() {
+            self.admission.release();
+            for worker in asked {
+                self.post(worker, Command::Forget(id, DropReason::Shutdown));
+            }
+            return;
+        }
+        let again = self.registry.borrow_mut().begin(id, asked);
+        if let Announced::Begin(endpoint, notices) = again {
+            self.begin(id, endpoint, notices);
+        }
+    }
+
+    fn on_worker_failed(&self, worker: WorkerId, error: sys::Error) {
+        let failure = ControlError::WorkerFailed(worker, error);
+        self.log.line(Section::Core, Level::Critical, format_args!("{failure}"));
+        let mut status = self.status.borrow_mut();
+        status.worker_failed(worker, failure.to_string());
+        self.failure.borrow_mut().get_or_insert(failure);
+        self.changed.notify_one();
+    }
+
+    /// Tells the log why an endpoint could not be set up, once for each reason.
+    fn creation_failed(&self, id: EndpointId, error: &NetdevError) {
+        let reason = match error {
+            NetdevError::Sys(error) => format!("{}: {}", error.call, error.errno.desc()),
+            NetdevError::Gone => error.to_string(),
+        };
+        let mut told = self.reasons_told.borrow_mut();
+        if told.len() < REASONS_TOLD_MAX && told.insert(reason) {
+            self.log.line(
+                Section::Tunnel,
+                Level::Critical,
+                format_args!("Creating the interfaces for ENI ID {id} failed: {error}."),
+            );
+        }
+    }
+
+    /// Tells the workers that wait for an endpoint that it will not come.
+    fn forget(&self, id: EndpointId, reason: DropReason) {
+        let asked = self.registry.borrow_mut().take_asked(id);
+        for worker in asked {
+            self.post(worker, Command::Forget(id, reason));
+        }
+    }
+
+    fn add_to_status(&self, id: EndpointId, cells: Vec<Arc<EndpointCell>>) {
+        let mut status = self.status.borrow_mut();
+        status.add_endpoint(id, cells, clock::now());
+    }
+
+    fn set_phase(&self, id: EndpointId, phase: Phase) {
+        self.registry.borrow_mut().set_phase(id, phase);
+    }
+
+    /// Leaves every worker the command that `command` makes for its place. Returns the workers
+    /// that did not get it.
+    fn post_all(&self, command: impl Fn(usize) -> Command) -> Vec<WorkerId> {
+        let workers = self.workers.iter().enumerate();
+        workers
+            .filter(|(index, worker)| !self.post(worker.id, command(*index)))
+            .map(|(_, worker)| worker.id)
+            .collect()
+    }
+
+    /// Leaves a worker a command. One that takes none does not turn any more; its heartbeat says
+    /// the same to the health page.
+    fn post(&self, worker: WorkerId, command: Command) -> bool {
+        let link = self.workers.get(worker.index());
+        let left = link.is_some_and(|link| link.mailbox.post(command).is_ok());
+        if !left {
+            self.log.event(
+                Section::Core,
+                Level::Critical,
+                "mailbox_full",
+                format_args!("worker {worker} takes no commands"),
+            );
+        }
+        left
+    }
+}
+
+/// The clock of the housekeeping. After a standstill it goes on from there, and does not make up
+/// for what was missed with a burst of judgements.
+fn housekeeping() -> Interval {
+    let mut housekeeping = time::interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    housekeeping
+}
+
+#[cfg(test)]
+mod tests;

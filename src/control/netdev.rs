@@ -1,0 +1,340 @@
+//! The netdev thread: whatever waits for the kernel's rtnl lock happens here and nowhere else.
+//!
+//! Another program may hold that lock for seconds, and closing one TUN costs about 23 ms under
+//! it, so neither a worker nor control may touch it. The thread owns every TUN ioctl, and it
+//! keeps an `Arc` of every queue until its link is deleted, so that a worker that lets go of a
+//! queue never runs the kernel's teardown.
+//!
+//! All links share a group, because deleting a hundred links one by one takes 4.6 s and by group
+//! 0.21 s.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::Receiver;
+use crossbeam_channel::Sender;
+use tokio::sync::oneshot;
+
+use crate::sys;
+use crate::sys::Errno;
+use crate::sys::link;
+use crate::sys::link::LinkGroup;
+use crate::sys::link::LinkIndex;
+use crate::sys::link::LinkSetup;
+use crate::sys::link::Netlink;
+use crate::sys::tun;
+use crate::types::EndpointId;
+use crate::types::INNER_BYTES_MAX;
+use crate::types::LinkName;
+use crate::types::Side;
+
+/// Packets that wait in a TUN queue. What one turn of a worker writes to `gwi` comes back on `gwo`
+/// before anybody reads it; at the kernel's default of 500 a third of 2,000 was lost.
+pub const QUEUE_PACKETS: u32 = 4096;
+
+/// Requests that wait. Control asks for one thing per endpoint at a time.
+const REQUESTS: usize = 8192;
+
+/// Both links of one endpoint, as [`Handle::create`] made them.
+#[derive(Debug)]
+pub struct LinkPair {
+    /// The queues of each worker, in the order of [`Side::BOTH`].
+    pub queues: Vec<[Arc<OwnedFd>; 2]>,
+    /// The links, in the order of [`Side::BOTH`].
+    pub indexes: [LinkIndex; 2],
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetdevError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Sys(#[from] sys::Error),
+    /// The thread has ended, or is so far behind that its queue is full.
+    #[error("the netdev thread does not take requests")]
+    Gone,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, sys::Error>>;
+
+#[derive(Debug)]
+enum Request {
+    Create(EndpointId, usize, Reply<LinkPair>),
+    Destroy([LinkIndex; 2], Reply<()>),
+    DestroyAll(Reply<()>),
+    Probe(Reply<()>),
+}
+
+/// The way to the thread. It ends when the last handle is gone, and takes its links with it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: Sender<Request>,
+}
+
+impl Handle {
+    /// Creates both links of an endpoint with `workers` queues each, and brings them up. Nothing is
+    /// done if the future is dropped while the request waits; links that it was too late for go
+    /// with the others at the end.
+    ///
+    /// # Errors
+    /// What the kernel refused; nothing of the pair is left then.
+    pub async fn create(&self, id: EndpointId, workers: usize) -> Result<LinkPair, NetdevError> {
+        self.ask(|reply| Request::Create(id, workers, reply)).await
+    }
+
+    /// Deletes both links of an endpoint and closes their queues.
+    ///
+    /// # Errors
+    /// What the kernel refused. Links that were gone already are no error.
+    pub async fn destroy(&self, pair: LinkPair) -> Result<(), NetdevError> {
+        let LinkPair { queues, indexes } = pair;
+        // The thread has its own references, which must be the last ones.
+        drop(queues);
+        self.ask(|reply| Request::Destroy(indexes, reply)).await
+    }
+
+    /// Deletes every link that is left, in one request to the kernel.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn destroy_all(&self) -> Result<(), NetdevError> {
+        self.ask(Request::DestroyAll).await
+    }
+
+    /// Tries whether any link can be made.
+    ///
+    /// # Errors
+    /// See [`tun::probe`].
+    pub async fn probe(&self) -> Result<(), NetdevError> {
+        self.ask(Request::Probe).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, NetdevError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.try_send(request(reply)).map_err(|_| NetdevError::Gone)?;
+        Ok(answer.await.map_err(|_| NetdevError::Gone)??)
+    }
+}
+
+/// Starts the thread in the caller's network namespace.
+///
+/// # Errors
+/// When there is no netlink socket, no randomness for the group's number, or no thread.
+pub fn spawn() -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
+    let (requests, queue) = crossbeam_channel::bounded(REQUESTS);
+    let mut netdev =
+        Netdev { netlink: Netlink::open()?, group: random_group()?, held: HashMap::new() };
+    let thread = thread::Builder::new()
+        .name("gwlbtun netdev".to_owned())
+        .spawn(move || netdev.run(&queue))
+        .map_err(|error| sys::Error::from_io("clone", "netdev thread", &error))?;
+    Ok((Handle { requests }, thread))
+}
+
+/// A group number that no other process uses: two of us may share a network namespace.
+fn random_group() -> Result<LinkGroup, sys::Error> {
+    let number =
+        getrandom::u32().map_err(|_| sys::Error::new("getrandom", "link group", Errno::EAGAIN))?;
+    // Clear of the small numbers that people give to groups, and positive where it is printed.
+    Ok(LinkGroup(number >> 2 | 0x4000_0000))
+}
+
+/// The thread's own state.
+#[derive(Debug)]
+struct Netdev {
+    netlink: Netlink,
+    group: LinkGroup,
+    /// The queues of both sides, by the index of `gwi`.
+    held: HashMap<LinkIndex, Vec<[Arc<OwnedFd>; 2]>>,
+}
+
+impl Netdev {
+    fn run(&mut self, requests: &Receiver<Request>) {
+        for request in requests {
+            // Whoever asked may have stopped waiting; the work is done either way.
+            match request {
+                // Except for links, which cost too much at the end of the program to be in vain.
+                Request::Create(_, _, reply) if reply.is_closed() => {}
+                Request::Create(id, workers, reply) => {
+                    let _ = reply.send(self.create(id, workers));
+                }
+                Request::Destroy(indexes, reply) => {
+                    let _ = reply.send(self.destroy(indexes));
+                }
+                Request::DestroyAll(reply) => {
+                    let _ = reply.send(self.destroy_all());
+                }
+                Request::Probe(reply) => {
+                    let _ = reply.send(tun::probe());
+                }
+            }
+        }
+        // Nobody is left to hear of a failure, and the links go with their queues anyway.
+        let _ = self.destroy_all();
+    }
+
+    /// An error drops what exists of the pair, and the kernel deletes a link with its last queue.
+    fn create(&mut self, id: EndpointId, workers: usize) -> Result<LinkPair, sys::Error> {
+        let mut create_side = |side| {
+            let name = LinkName::of(id, side);
+            let queues = tun::create(name, workers)?;
+            let index = link::index_of(name)?;
+            let setup = LinkSetup {
+                mtu_bytes: u32::try_from(INNER_BYTES_MAX).expect("8500 fits"),
+                queue_packets: QUEUE_PACKETS,
+                group: self.group,
+            };
+            self.netlink.bring_up(index, setup)?;
+            Ok((queues, index))
+        };
+        let (gwi, gwi_index) = create_side(Side::Gwi)?;
+        let (gwo, gwo_index) = create_side(Side::Gwo)?;
+        let queues: Vec<_> =
+            gwi.into_iter().zip(gwo).map(|(gwi, gwo)| [Arc::new(gwi), Arc::new(gwo)]).collect();
+        self.held.insert(gwi_index, queues.clone());
+        Ok(LinkPair { queues, indexes: [gwi_index, gwo_index] })
+    }
+
+    fn destroy(&mut self, indexes: [LinkIndex; 2]) -> Result<(), sys::Error> {
+        let outcomes = indexes.map(|index| gone_is_fine(self.netlink.delete(index)));
+        self.held.remove(&indexes[0]);
+        outcomes.into_iter().collect()
+    }
+
+    fn destroy_all(&mut self) -> Result<(), sys::Error> {
+        let outcome = if self.held.is_empty() {
+            Ok(())
+        } else {
+            gone_is_fine(self.netlink.delete_group(self.group))
+        };
+        self.held.clear();
+        outcome
+    }
+}
+
+/// A link that somebody else deleted is deleted.
+fn gone_is_fine(outcome: Result<(), sys::Error>) -> Result<(), sys::Error> {
+    match outcome {
+        Err(error) if error.errno == Errno::ENODEV => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::CloneFlags;
+    use nix::sched::unshare;
+    use std::future::Future;
+
+    /// Runs a future to its end, in a network namespace that ends with the test's thread.
+    fn in_private_namespace<T: Send + 'static, F: Future<Output = T>>(
+        body: impl FnOnce() -> F + Send + 'static,
+    ) -> T {
+        let run = move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(body())
+        };
+        thread::spawn(run).join().unwrap()
+    }
+
+    /// What `ip -d link` says about all links but loopback.
+    fn links() -> String {
+        let output = std::process::Command::new("ip").args(["-d", "-o", "link"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| !line.contains(" lo:")).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn links_come_up_as_asked_and_go() {
+        in_private_namespace(|| async {
+            let (netdev, thread) = spawn().unwrap();
+            let mut pairs = Vec::new();
+            for id in 1..=3 {
+                pairs.push(netdev.create(EndpointId(id), 2).await.unwrap());
+            }
+            assert_eq!(pairs[0].queues.len(), 2);
+            let text = links();
+            assert_eq!(text.lines().count(), 6, "{text}");
+            for line in text.lines() {
+                for word in ["mtu 8500", "qlen 4096", ",UP,", "multi_queue", "numqueues 2"] {
+                    assert!(line.contains(word), "{word}: {line}");
+                }
+            }
+            for name in ["gwi-1:", "gwo-1:", "gwi-3:", "gwo-3:"] {
+                assert!(text.contains(name), "{name}: {text}");
+            }
+
+            let again = netdev.create(EndpointId(1), 2).await.unwrap_err();
+            assert_eq!(again.to_string(), "ioctl TUNSETIFF(gwi-1): Device or resource busy");
+
+            netdev.destroy(pairs.remove(0)).await.unwrap();
+            let text = links();
+            assert!(text.lines().count() == 4 && !text.contains("gwi-1:"), "{text}");
+            pairs.push(netdev.create(EndpointId(1), 1).await.unwrap());
+            assert_eq!(links().lines().count(), 6);
+
+            netdev.destroy_all().await.unwrap();
+            assert_eq!(links(), "");
+            netdev.destroy(pairs.remove(0)).await.unwrap();
+            drop(netdev);
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn links_go_with_the_last_handle() {
+        in_private_namespace(|| async {
+            let (netdev, thread) = spawn().unwrap();
+            let pair = netdev.create(EndpointId(9), 3).await.unwrap();
+            assert_eq!(links().lines().count(), 2);
+            drop(netdev);
+            thread.join().unwrap();
+            assert_eq!(links(), "");
+            drop(pair);
+        });
+    }
+
+    #[test]
+    fn the_kernel_s_reason_comes_back() {
+        in_private_namespace(|| async {
+            let (netdev, thread) = spawn().unwrap();
+            let error = netdev.create(EndpointId(1), 257).await.unwrap_err();
+            let NetdevError::Sys(error) = error else {
+                panic!("{error}");
+            };
+            assert_eq!((error.call, error.errno), ("ioctl TUNSETIFF", Errno::E2BIG));
+            // A process that another test is just starting has copies of the queues until its exec.
+            let gone = (0..1000).any(|_| links().is_empty());
+            assert!(gone, "left of a pair that failed: {}", links());
+            drop(netdev);
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn links_that_nobody_waits_for_are_not_made() {
+        in_private_namespace(|| async {
+            let (netdev, thread) = spawn().unwrap();
+            // Polled once, so that each request is in the queue, and given up.
+            for id in 0..200 {
+                let mut request = Box::pin(netdev.create(EndpointId(id), 1));
+                assert!(
+                    tokio::time::timeout(std::time::Duration::ZERO, request.as_mut())
+                        .await
+                        .is_err()
+                );
+            }
+            netdev.create(EndpointId(1000), 1).await.unwrap();
+            // At most the one that was under way when it was given up.
+            let made = links().lines().count();
+            assert!(made <= 200, "{made} links");
+            drop(netdev);
+            thread.join().unwrap();
+        });
+    }
+}

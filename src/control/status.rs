@@ -1,0 +1,183 @@
+//! What control knows about the state of the program, and the page it makes of that.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::WorkerLink;
+use super::health::Board;
+use super::health::verdict::Verdict;
+use crate::settings::Settings;
+use crate::stats::EndpointCell;
+use crate::stats::EndpointRow;
+use crate::stats::Page;
+use crate::stats::WorkerRow;
+use crate::types::EndpointId;
+use crate::types::Moment;
+use crate::types::Side;
+use crate::types::WorkerId;
+
+/// A worker without a turn for so long does not work. Idle workers turn four times a second.
+const TURN_MAX: Duration = Duration::from_secs(2);
+
+/// How old the published page may get before a request makes a new one.
+const PAGE_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// What the page says when an endpoint was refused since start.
+const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
+                       too many came at once";
+
+/// The state, and the board where its page is published.
+#[derive(Debug)]
+pub(super) struct Status {
+    board: Arc<Board>,
+    tcp_idle: Duration,
+    started: Moment,
+    published: Moment,
+    verdict: Verdict,
+    hook_failures: u64,
+    /// Why no link at all can be made, while that is so.
+    no_device: Option<String>,
+    /// An endpoint was refused since start.
+    refused: bool,
+    /// Workers that have ended, and why.
+    failed: BTreeMap<WorkerId, String>,
+    endpoints: BTreeMap<EndpointId, EndpointState>,
+}
+
+#[derive(Debug)]
+struct EndpointState {
+    since: Moment,
+    cells: Vec<Arc<EndpointCell>>,
+    lost: Option<String>,
+    /// Flows removed until the last page, IPv4 and IPv6.
+    removed: (u64, u64),
+}
+
+impl Status {
+    pub(super) fn new(settings: &Settings, board: Arc<Board>, now: Moment) -> Self {
+        Self {
+            board,
+            tcp_idle: settings.tcp_idle,
+            started: now,
+            published: Moment::ZERO,
+            verdict: Verdict::new(now),
+            hook_failures: 0,
+            no_device: None,
+            refused: false,
+            failed: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add_endpoint(
+        &mut self,
+        id: EndpointId,
+        cells: Vec<Arc<EndpointCell>>,
+        now: Moment,
+    ) {
+        let state = EndpointState { since: now, cells, lost: None, removed: (0, 0) };
+        self.endpoints.insert(id, state);
+    }
+
+    pub(super) fn remove_endpoint(&mut self, id: EndpointId) {
+        self.endpoints.remove(&id);
+    }
+
+    pub(super) fn queue_lost(&mut self, id: EndpointId, side: Side) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            let link = crate::types::LinkName::of(id, side);
+            endpoint.lost = Some(format!("{link} is gone"));
+        }
+    }
+
+    pub(super) fn worker_failed(&mut self, worker: WorkerId, reason: String) {
+        self.failed.insert(worker, reason);
+    }
+
+    pub(super) const fn hook_failed(&mut self) {
+        self.hook_failures += 1;
+    }
+
+    /// Whether links can be made at all: nothing, or the reason why not.
+    pub(super) fn set_no_device(&mut self, reason: Option<String>) {
+        self.no_device = reason;
+    }
+
+    pub(super) const fn has_no_device(&self) -> bool {
+        self.no_device.is_some()
+    }
+
+    pub(super) const fn set_refused(&mut self, refused: bool) {
+        self.refused = refused;
+    }
+
+    /// Looks at everything that the verdict depends on. Due every second.
+    pub(super) fn judge(&mut self, workers: &[WorkerLink], now: Moment) {
+        let reasons = self.reasons(workers, now);
+        self.verdict.judge(now, reasons.is_empty());
+    }
+
+    /// Publishes a new page if the last one is old.
+    pub(super) fn refresh(&mut self, workers: &[WorkerLink], now: Moment) {
+        if now.since(self.published) < PAGE_AGE_MAX {
+            return;
+        }
+        self.published = now;
+        self.judge(workers, now);
+        let page = self.page(workers, now);
+        self.board.publish(page);
+    }
+
+    /// Everything that is wrong.
+    fn reasons(&self, workers: &[WorkerLink], now: Moment) -> Vec<String> {
+        let stalled = workers.iter().filter_map(|worker| {
+            let turn = worker.cell.last_turn.get().max(self.started);
+            let stall = now.since(turn);
+            let id = worker.id;
+            (stall > TURN_MAX && !self.failed.contains_key(&id))
+                .then(|| format!("worker {id} made no turn for {:.1} s", stall.as_secs_f64()))
+        });
+        let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
+        self.failed.values().chain(&self.no_device).cloned().chain(stalled).chain(lost).collect()
+    }
+
+    fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
+        let rows = workers.iter().map(|worker| {
+            let turn = worker.cell.last_turn.get().max(self.started);
+            let last = worker.cell.last_datagram.get().max(self.started);
+            WorkerRow {
+                thread_id: worker.thread_id,
+                healthy: now.since(turn) <= TURN_MAX && !self.failed.contains_key(&worker.id),
+                quiet: now.since(last),
+                counters: worker.cell.as_ref().into(),
+            }
+        });
+        Page {
+            version: env!("CARGO_PKG_VERSION"),
+            healthy: self.verdict.is_healthy(),
+            reasons: self.reasons(workers, now),
+            warnings: self.refused.then(|| REFUSED.to_owned()).into_iter().collect(),
+            hook_failures: self.hook_failures,
+            tcp_idle: self.tcp_idle,
+            workers: rows.collect(),
+            endpoints: self
+                .endpoints
+                .iter_mut()
+                .map(|(&id, endpoint)| endpoint.row(id, now))
+                .collect(),
+        }
+    }
+}
+
+impl EndpointState {
+    fn row(&mut self, id: EndpointId, now: Moment) -> EndpointRow {
+        let mut row = EndpointRow::new(id, self.since, now, &self.cells);
+        let removed = (row.counters.flows_v4_removed, row.counters.flows_v6_removed);
+        row.flows_v4_timed_out = removed.0.saturating_sub(self.removed.0);
+        row.flows_v6_timed_out = removed.1.saturating_sub(self.removed.1);
+        self.removed = removed;
+        row.healthy = self.lost.is_none();
+        row
+    }
+}

@@ -1,0 +1,458 @@
+//! Control as a whole: real links in a namespace of their own, real hooks, and workers that are
+//! threads which do as they are told.
+
+use super::*;
+use crate::log::page::Page;
+use crate::settings::Host;
+use crate::sys::Errno;
+use crate::types::Side;
+use crate::worker::mailbox::Attachment;
+use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::Sender;
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
+use std::ffi::OsString;
+use std::io::Read;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+/// A signal reaches every control of the process, so there is one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running control and its surroundings.
+struct Rig {
+    _alone: MutexGuard<'static, ()>,
+    admission: Arc<Admission>,
+    events: Mailbox<Event>,
+    /// What the workers were told, in order.
+    told: Receiver<(WorkerId, Command)>,
+    stalled: Arc<AtomicBool>,
+    /// Workers do not let go of what they are told to; the test answers for them.
+    clinging: Arc<AtomicBool>,
+    health: Option<u16>,
+    log: Page,
+    directory: PathBuf,
+    control: thread::JoinHandle<Result<(), ControlError>>,
+}
+
+impl Rig {
+    /// Starts control with two workers and the given flags, where `@` is a directory of the
+    /// test's own. `prepare` runs in the namespace before.
+    fn start(flags: &[&str], prepare: impl FnOnce() + Send + 'static) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let template = std::env::temp_dir().join("gwlbtun-test-XXXXXX");
+        let directory = nix::unistd::mkdtemp(&template).unwrap();
+        let words: Vec<OsString> = std::iter::once("gwlbtun")
+            .chain(flags.iter().copied())
+            .map(|word| word.replace('@', directory.to_str().unwrap()).into())
+            .collect();
+        let host = Host { cpus: vec![0, 0], ram_bytes: 0 };
+        let settings = Settings::new(&crate::cli::parse(words).unwrap(), &host).unwrap();
+        let listener = settings.health.map(|_| health::bind(0).unwrap());
+        let health = listener.as_ref().map(|listener| listener.local_addr().unwrap().port());
+        let wake = Arc::new(EventFd::new().unwrap());
+        let (events, event_queue) = Mailbox::new(64, Arc::clone(&wake));
+        let (tell, told) = crossbeam_channel::unbounded();
+        let stalled = Arc::new(AtomicBool::new(false));
+        let clinging = Arc::new(AtomicBool::new(false));
+        let flags = [&stalled, &clinging];
+        let workers = [WorkerId(0), WorkerId(1)]
+            .map(|id| worker(id, events.clone(), tell.clone(), flags.map(Arc::clone)));
+        let admission = Arc::new(Admission::new(2, 100, Duration::from_millis(1)));
+        let log = Page::default();
+        let (log_handle, _) = Log::start(Level::Info, log.clone()).unwrap();
+        let permits = Arc::clone(&admission);
+        let control = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            prepare();
+            let (netdev, netdev_thread) = netdev::spawn().unwrap();
+            let outcome = run(Parts {
+                settings: Arc::new(settings),
+                workers: workers.into(),
+                events: event_queue,
+                wake,
+                admission: permits,
+                listener,
+                netdev,
+                log: log_handle,
+            });
+            netdev_thread.join().unwrap();
+            assert_eq!(links(), 0, "links are left");
+            outcome
+        });
+        let rig = Self {
+            _alone: alone,
+            admission,
+            events,
+            told,
+            stalled,
+            clinging,
+            health,
+            log,
+            directory,
+            control,
+        };
+        // The policy is posted after the signal handlers are in place.
+        rig.expect("both hear the policy", 2, |command| {
+            matches!(command, Command::Policy(policy)
+                if policy.other_idle == Duration::from_mins(2))
+        });
+        rig
+    }
+
+    /// A worker sees the first datagram of an endpoint.
+    fn announce(&self, worker: u16, id: u64) {
+        self.admission.admit(clock::now()).unwrap();
+        let event = Event::EndpointSeen(WorkerId(worker), EndpointId(id));
+        self.events.post(event).unwrap();
+    }
+
+    /// The next `count` commands, all of which must be as described.
+    fn expect(&self, what: &str, count: usize, is_it: impl Fn(&Command) -> bool) -> Vec<Command> {
+        let next = || self.told.recv_timeout(PATIENCE).expect(what).1;
+        let commands: Vec<_> = (0..count).map(|_| next()).collect();
+        assert!(commands.iter().all(is_it), "{what}: {commands:?}");
+        commands
+    }
+
+    /// Both workers get the endpoint; what one of them got.
+    fn expect_attach(&self, id: u64) -> Attachment {
+        let mut commands = self.expect(
+            "Attach",
+            2,
+            |command| matches!(command, Command::Attach(it) if it.id == EndpointId(id)),
+        );
+        let Some(Command::Attach(attachment)) = commands.pop() else {
+            unreachable!("just looked at");
+        };
+        *attachment
+    }
+
+    fn hook_calls(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.directory.join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The log's lines, without the head, that are not output of hooks.
+    fn log_lines(&self) -> Vec<String> {
+        let text = self.log.text();
+        text.lines().map(|line| line.split_once(" : : ").unwrap().1.to_owned()).collect()
+    }
+
+    fn signal(&self) {
+        assert!(!self.control.is_finished());
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
+    fn finish(self) -> Result<(), ControlError> {
+        let outcome = self.control.join().unwrap();
+        std::fs::remove_dir_all(&self.directory).unwrap();
+        outcome
+    }
+
+    /// The health page's first line and body.
+    fn health(&self) -> (String, String) {
+        let port = self.health.unwrap();
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+}
+
+/// A thread that turns, notes what it is told, and lets go of what it is told to.
+fn worker(
+    id: WorkerId,
+    events: Mailbox<Event>,
+    tell: Sender<(WorkerId, Command)>,
+    [stalled, clinging]: [Arc<AtomicBool>; 2],
+) -> WorkerLink {
+    let (mailbox, commands) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
+    let cell = Arc::new(WorkerCell::default());
+    let heartbeat = Arc::clone(&cell);
+    thread::spawn(move || {
+        loop {
+            if !stalled.load(Ordering::Relaxed) {
+                heartbeat.last_turn.set(clock::now());
+            }
+            let command: Command = match commands.recv_timeout(Duration::from_millis(20)) {
+                Ok(command) => command,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if let Command::Detach(endpoint) = command
+                && !clinging.load(Ordering::Relaxed)
+            {
+                events.post(Event::Detached(id, endpoint)).unwrap();
+            }
+            let stop = matches!(command, Command::Stop);
+            let _ = tell.send((id, command));
+            if stop {
+                break;
+            }
+        }
+    });
+    WorkerLink { id, thread_id: 0, mailbox, cell }
+}
+
+/// How many links of endpoints the calling thread's namespace has.
+fn links() -> usize {
+    let output = std::process::Command::new("ip").args(["-o", "link"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().matches(": gw").count()
+}
+
+/// A hook that notes its call, and how many links there are then.
+const NOTE: &str = "note() { echo $1 $2 $4 $(ip -o link | grep -c ': gw') >> @/calls; }; note";
+
+#[test]
+fn an_endpoint_lives_idles_away_lives_again_and_ends_with_the_program() {
+    let rig = Rig::start(&["-c", NOTE, "-r", NOTE, "-t", "1"], || {});
+    rig.announce(0, 1);
+    rig.announce(1, 1);
+    let first = rig.expect_attach(1).endpoint;
+    assert_eq!(
+        rig.hook_calls(),
+        ["CREATE gwi-1 00000000000000001 2"],
+        "CREATE ends before anything is attached"
+    );
+    assert!(rig.admission.admit(clock::now()).is_ok(), "the second announcement's permit is back");
+    rig.admission.release();
+
+    let closing = |command: &Command| matches!(command, Command::Closing(it) if *it == first);
+    rig.expect("idle: Closing", 2, closing);
+    let detach = |command: &Command| matches!(command, Command::Detach(it) if *it == first);
+    rig.expect("idle: Detach", 2, detach);
+    assert_eq!(rig.hook_calls()[1..], ["DESTROY gwi-1 00000000000000001 2"]);
+
+    rig.announce(1, 1);
+    let second = rig.expect_attach(1);
+    assert_eq!(second.endpoint.slot, first.slot);
+    assert_ne!(second.endpoint.generation, first.generation);
+    // Traffic that never ends, as far as this test is concerned.
+    let later = clock::now().after(Duration::from_hours(1));
+    second.cell.last_seen.set(later);
+    rig.announce(0, 2);
+    rig.expect_attach(2).cell.last_seen.set(later);
+    assert!(rig.admission.admit(clock::now()).is_err(), "two endpoints hold both permits");
+
+    rig.signal();
+    let is_end = |command: &Command| matches!(command, Command::Closing(_) | Command::Stop);
+    rig.expect("the end", 6, is_end);
+    let log = rig.log.clone();
+    let calls = rig.directory.join("calls");
+    let calls = std::fs::read_to_string(calls).unwrap();
+    let last: Vec<_> = calls.lines().rev().take(2).collect();
+    assert_eq!(last[0], "DESTROY gwi-2 00000000000000002 4");
+    assert_eq!(last[1], "DESTROY gwi-1 00000000000000001 4");
+    rig.finish().unwrap();
+
+    let text = log.text();
+    let lines: Vec<_> = text.lines().map(|line| line.split_once(": ").unwrap().1).collect();
+    // A permit was refused above, which control may have noticed before the end.
+    let lines: Vec<_> = lines.into_iter().filter(|line| !line.contains("refused")).collect();
+    let one = "gwi-1 and gwo-1 for ENI ID 00000000000000001";
+    let two = "gwi-2 and gwo-2 for ENI ID 00000000000000002";
+    let expected = [
+        concat!(
+            "AWS Gateway Load Balancer Tunnel Handler v",
+            env!("CARGO_PKG_VERSION"),
+            " started."
+        )
+        .to_owned(),
+        format!("New interface {one} created."),
+        format!("Removing interface {one}."),
+        format!("New interface {one} created."),
+        format!("New interface {two} created."),
+        "Shutting down.".to_owned(),
+        format!("Removing interface {one}."),
+        format!("Removing interface {two}."),
+    ];
+    let expected = expected.map(|text| format!("gwlbtun(core,important) : : {text}"));
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn links_that_cannot_be_made_are_told_once_and_tried_again() {
+    let rig = Rig::start(&["-c", NOTE], || {
+        let made =
+            std::process::Command::new("ip").args(["tuntap", "add", "gwx", "mode", "tun"]).status();
+        assert!(made.unwrap().success());
+        let renamed =
+            std::process::Command::new("ip").args(["link", "set", "gwx", "name", "gwi-5"]).status();
+        assert!(renamed.unwrap().success());
+        thread::spawn(|| {
+            // The test's own link must be gone when the rig counts.
+            nix::unistd::sleep(3);
+            let _ = std::process::Command::new("ip").args(["link", "del", "gwi-5"]).status();
+        });
+    });
+    for _ in 0..2 {
+        rig.announce(1, 5);
+        let failed = DropReason::EndpointFailed;
+        rig.expect("Forget", 1, |command| {
+            matches!(command, Command::Forget(id, reason) if id.0 == 5 && *reason == failed)
+        });
+    }
+    // The back-off is over when the workers are told, and so is the other endpoint's business.
+    rig.announce(0, 6);
+    rig.expect_attach(6);
+    let complaints = rig.log_lines();
+    let complaints: Vec<_> = complaints.iter().filter(|line| line.contains("failed")).collect();
+    assert_eq!(
+        complaints,
+        ["Creating the interfaces for ENI ID 00000000000000005 failed: ioctl TUNSETIFF(gwi-5): \
+          Device or resource busy."]
+    );
+    assert_eq!(rig.hook_calls(), ["CREATE gwi-6 00000000000000006 3"]);
+    nix::unistd::sleep(2);
+    rig.signal();
+    rig.finish().unwrap();
+}
+
+#[test]
+fn a_worker_that_fails_ends_the_program_in_order() {
+    let rig = Rig::start(&["-r", NOTE], || {});
+    rig.announce(0, 9);
+    rig.expect_attach(9);
+    let error = sys::Error::new("io_uring_enter", "ring", Errno::EBADF);
+    rig.events.post(Event::Failed(WorkerId(1), error)).unwrap();
+    let is_end = |command: &Command| matches!(command, Command::Closing(_) | Command::Stop);
+    rig.expect("the end", 4, is_end);
+    assert_eq!(rig.hook_calls(), ["DESTROY gwi-9 00000000000000009 2"]);
+    let failure = rig.finish().unwrap_err();
+    assert_eq!(failure.to_string(), "worker 1 has ended: io_uring_enter(ring): Bad file number");
+}
+
+#[test]
+fn a_hook_that_fails_stops_nothing_and_a_second_signal_ends_one_that_hangs() {
+    let rig = Rig::start(&["-c", "exit 3;", "-r", "sleep 60;", "-p1", "-j"], || {});
+    rig.announce(0, 9);
+    rig.expect_attach(9);
+    let (status, body) = rig.health();
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(body.contains("\"hookFailures\":1"), "{body}");
+    assert!(body.contains("\"eniStr\":\"00000000000000009\""), "{body}");
+    rig.signal();
+    rig.expect("Closing", 2, |command| matches!(command, Command::Closing(_)));
+    rig.signal();
+    rig.expect("Stop", 2, |command| matches!(command, Command::Stop));
+    let lines = rig.log_lines();
+    assert!(lines.contains(
+        &"The CREATE hook for ENI ID 00000000000000009 ended with exit status 3.".to_owned()
+    ));
+    rig.finish().unwrap();
+}
+
+#[test]
+fn the_health_page_tells_of_stalls_and_lost_links() {
+    let rig = Rig::start(&["-p1", "-j"], || {});
+    assert_eq!(rig.health().0, "HTTP/1.1 200 OK");
+    let until = |status: &str, reason: &str| {
+        loop {
+            let (line, body) = rig.health();
+            if line.contains(status) && body.contains(reason) {
+                break;
+            }
+            thread::park_timeout(Duration::from_millis(50));
+        }
+    };
+    rig.stalled.store(true, Ordering::Relaxed);
+    until("503", "worker 1 made no turn for");
+    rig.stalled.store(false, Ordering::Relaxed);
+    until("200", "\"reasons\":[]");
+
+    rig.announce(0, 9);
+    let endpoint = rig.expect_attach(9).endpoint;
+    let lost = Event::QueueLost(WorkerId(0), endpoint, Side::Gwo, Errno::EBADFD);
+    rig.events.post(lost).unwrap();
+    until("503", "gwo-9 is gone");
+    rig.signal();
+    rig.finish().unwrap();
+}
+
+/// Whatever each worker was told about an endpoint that has gone idle.
+fn expect_idle(rig: &Rig, endpoint: EndpointRef) {
+    rig.expect(
+        "idle: Closing and Detach, each worker at its own pace",
+        4,
+        |command| matches!(command, Command::Closing(it) | Command::Detach(it) if *it == endpoint),
+    );
+}
+
+#[test]
+fn an_endpoint_that_returns_needs_no_second_permit() {
+    let rig = Rig::start(&["-t", "1"], || {});
+    rig.announce(0, 1);
+    let first = rig.expect_attach(1);
+    rig.announce(0, 2);
+    let later = clock::now().after(Duration::from_hours(1));
+    rig.expect_attach(2).cell.last_seen.set(later);
+    assert!(rig.admission.admit(clock::now()).is_err(), "the house is full");
+    // Datagrams came for it while DESTROY ran, so a worker announces it when it lets go.
+    rig.clinging.store(true, Ordering::Relaxed);
+    expect_idle(&rig, first.endpoint);
+    rig.events.post(Event::Detached(WorkerId(0), first.endpoint)).unwrap();
+    rig.announce(0, 1);
+    rig.events.post(Event::Detached(WorkerId(1), first.endpoint)).unwrap();
+    let second = rig.expect_attach(1);
+    assert_ne!(second.endpoint, first.endpoint);
+    assert!(rig.admission.admit(clock::now()).is_err(), "the house is full again");
+    rig.signal();
+    rig.finish().unwrap();
+}
+
+#[test]
+fn a_slot_is_not_used_again_while_a_worker_clings_to_it() {
+    let rig = Rig::start(&["-t", "1"], || {});
+    rig.clinging.store(true, Ordering::Relaxed);
+    rig.announce(0, 1);
+    let first = rig.expect_attach(1).endpoint;
+    expect_idle(&rig, first);
+    rig.events.post(Event::Detached(WorkerId(0), first)).unwrap();
+    while !rig.log_lines().iter().any(|line| line.contains("1 workers did not let go")) {
+        thread::park_timeout(Duration::from_millis(50));
+    }
+    rig.announce(0, 2);
+    let other = rig.expect_attach(2);
+    assert_ne!(other.endpoint.slot, first.slot, "worker 1 still has the first one there");
+    // The end of the program does not wait for that worker either.
+    rig.signal();
+    rig.finish().unwrap();
+}
+
+#[test]
+fn no_create_begins_once_the_end_was_asked_for() {
+    const WAIT: &str = "wait_for_go() { echo $1 $2 >> @/calls; \
+                        while [ ! -e @/go ]; do sleep 0.05; done; }; wait_for_go";
+    let rig = Rig::start(&["-c", WAIT, "-r", WAIT], || {});
+    rig.announce(0, 1);
+    while rig.hook_calls().is_empty() {
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    rig.announce(1, 2);
+    while rig.log_lines().iter().filter(|line| line.starts_with("New interface")).count() < 2 {
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    rig.signal();
+    while !rig.log_lines().contains(&"Shutting down.".to_owned()) {
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    std::fs::write(rig.directory.join("go"), "").unwrap();
+    rig.expect("both are told", 4, |command| {
+        matches!(command, Command::Forget(_, DropReason::Shutdown) | Command::Stop)
+    });
+    // What began is undone, what did not begin is not.
+    assert_eq!(rig.hook_calls(), ["CREATE gwi-1", "DESTROY gwi-1"]);
+    rig.finish().unwrap();
+}
