@@ -40,6 +40,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod engine;
 pub mod flow;
 pub mod log;
 pub mod path;

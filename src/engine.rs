@@ -1,0 +1,378 @@
+//! The composition root: proves that the host can carry the program, builds every part, starts
+//! the threads, and takes them down in order.
+//!
+//! Start-up fails in one place with one line: [`StartError`] says what is missing, the likely
+//! cause, and what to do; its exit code tells a supervisor which kind it is.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use crossbeam_channel::Sender;
+
+use crate::control;
+use crate::control::ControlError;
+use crate::control::Parts;
+use crate::control::WorkerLink;
+use crate::control::health;
+use crate::control::netdev;
+use crate::flow::FlowTable;
+use crate::flow::HashSeed;
+use crate::flow::TablePlan;
+use crate::log::Level;
+use crate::log::Log;
+use crate::log::LogThread;
+use crate::log::Section;
+use crate::settings::Settings;
+use crate::settings::WorkerSpec;
+use crate::stats::WorkerCell;
+use crate::sys;
+use crate::sys::Errno;
+use crate::sys::EventFd;
+use crate::sys::affinity;
+use crate::sys::limits;
+use crate::sys::tun;
+use crate::sys::udp;
+use crate::uring::DriverPlan;
+use crate::uring::Features;
+use crate::uring::GroupPlan;
+use crate::uring::received;
+use crate::wire::virtio_net;
+use crate::worker::Worker;
+use crate::worker::WorkerParts;
+use crate::worker::mailbox::Admission;
+use crate::worker::mailbox::Mailbox;
+
+/// Longest datagram and frame, bytes: an EC2 interface's MTU is 9,001 at most.
+const PACKET_BYTES_MAX: usize = 9216;
+
+/// Room for the longest GENEVE header, 260 bytes, before a packet that is read from a TUN: its
+/// virtio header gives the rest.
+const HEADROOM_BYTES: usize = 256;
+
+/// Buffers of either kind that the kernel has at a time, and all of them, per worker.
+const BUFFERS_OFFERED: u16 = 256;
+const BUFFERS: u16 = 512;
+
+/// Most send sockets of a worker: source ports that a load balancer uses at a time.
+const SENDERS_MAX: u16 = 1024;
+
+/// After the first burst, one new endpoint per this time: what a host's netlink keeps up with.
+const ENDPOINT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the threads may take to end.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// Why the program cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The health check port cannot be had.
+    #[error("cannot listen for health checks: {0}; choose another port with -p")]
+    HealthPort(sys::Error),
+    /// A capability or a permission is missing.
+    #[error("{0}: needs CAP_NET_ADMIN; start as root or give the unit that capability")]
+    Permission(sys::Error),
+    /// A device or a kernel feature is missing.
+    #[error("{error}: {remedy}")]
+    Missing {
+        /// What failed.
+        error: sys::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// UDP port 6081 cannot be had.
+    #[error("cannot receive GENEVE: {0}; another program has the port: see ss -lunp sport = 6081")]
+    UdpPort(sys::Error),
+    /// `io_uring` is forbidden or fails.
+    #[error(
+        "cannot use io_uring: {0}; look at kernel.io_uring_disabled, at the container's seccomp \
+         profile and at the limit on locked memory"
+    )]
+    IoUring(sys::Error),
+    /// The control thread has failed, or a worker has, in the middle of work.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The host is out of something that every program needs.
+    #[error("{0}")]
+    Host(#[from] sys::Error),
+}
+
+impl StartError {
+    /// The exit code: 1 health port, 2 permission, 3 device or kernel feature, 4 UDP port,
+    /// 5 `io_uring`, at start or later.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::HealthPort(_) | Self::Host(_) => 1,
+            Self::Permission(_) => 2,
+            Self::Missing { .. } => 3,
+            Self::UdpPort(_) => 4,
+            Self::IoUring(_) | Self::Control(_) => 5,
+        }
+    }
+}
+
+/// What the host has shown to be able to do.
+struct Proven {
+    features: Features,
+    receivers: Vec<OwnedFd>,
+    listener: Option<TcpListener>,
+}
+
+/// Runs the program until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or a part that it cannot do without has failed.
+pub fn run(settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
+    let proven = prove(&settings, ram_bytes)?;
+    let threshold = if settings.debug { Level::Debug } else { Level::Info };
+    let (log, log_thread) = Log::start(threshold, std::io::stdout())
+        .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
+    log.announce_configuration();
+    let Features { defer_taskrun, read_multishot } = proven.features;
+    log.line(
+        Section::Core,
+        Level::Info,
+        format_args!(
+            "io_uring: deferred task work {}, multishot TUN read {}.",
+            if defer_taskrun { "yes" } else { "no" },
+            if read_multishot { "yes" } else { "no: poll and read instead" },
+        ),
+    );
+    let result = run_proven(settings, ram_bytes, proven, &log);
+    if result.is_ok() {
+        log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
+    }
+    LogThread::finish(log_thread);
+    result
+}
+
+/// Tries everything that the program cannot do without, for real.
+fn prove(settings: &Settings, ram_bytes: u64) -> Result<Proven, StartError> {
+    limits::raise_open_files()?;
+    let probed = Features::probe().map_err(|error| {
+        if error.errno == Errno::EOPNOTSUPP {
+            return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
+        }
+        StartError::IoUring(error)
+    })?;
+    let features = if settings.kernel_floor { probed.floor() } else { probed };
+    tun::probe().map_err(|error| {
+        if matches!(error.errno, Errno::EPERM | Errno::EACCES) {
+            return StartError::Permission(error);
+        }
+        let remedy = "load the tun module; in a container, add --device /dev/net/tun";
+        StartError::Missing { error, remedy }
+    })?;
+    let workers = settings.workers.len();
+    let share = ram_bytes / 64 / u64::try_from(workers).unwrap_or(u64::MAX).max(1);
+    let queue_bytes = usize::try_from(share.min(128 << 20)).unwrap_or(128 << 20);
+    let receivers: Result<_, _> = (0..workers).map(|_| udp::open_receiver(queue_bytes)).collect();
+    let receivers = receivers.map_err(StartError::UdpPort)?;
+    let listener = match settings.health {
+        Some(health) => Some(health::bind(health.port).map_err(StartError::HealthPort)?),
+        None => None,
+    };
+    Ok(Proven { features, receivers, listener })
+}
+
+fn run_proven(
+    settings: Settings,
+    ram_bytes: u64,
+    proven: Proven,
+    log: &Log,
+) -> Result<(), StartError> {
+    let Proven { features, receivers, listener } = proven;
+    let endpoints_max = usize::from(settings.endpoints_max);
+    let workers = settings.workers.len();
+    // Every worker announces an endpoint that it sees, and all but one get their permit back: with
+    // fewer permits the last endpoint would be refused by some. Control has as many slots as the
+    // limit says.
+    let announcing = u32::try_from(workers).unwrap_or(u32::MAX);
+    let admission = Arc::new(Admission::new(
+        u32::from(settings.endpoints_max).saturating_add(announcing),
+        u32::from(settings.endpoints_max).saturating_add(announcing),
+        ENDPOINT_INTERVAL,
+    ));
+    let seed = HashSeed::random().map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        sys::Error::new("getrandom", "key of the flow hash", errno)
+    })?;
+    let plan = TablePlan::new(settings.flows_max as usize, workers);
+    let flows = Arc::new(FlowTable::new(plan, seed));
+    let control_wake = Arc::new(EventFd::new()?);
+    let (events, inbox) =
+        Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
+    let (netdev, netdev_thread) = netdev::spawn()?;
+
+    let mut started = Started::default();
+    let driver = driver_plan(features, settings.endpoints_max, workers, ram_bytes);
+    for (spec, receiver) in settings.workers.iter().zip(receivers) {
+        let wake = Arc::new(EventFd::new()?);
+        let (mailbox, commands) = Mailbox::new(4 * endpoints_max + 64, Arc::clone(&wake));
+        let cell = Arc::new(WorkerCell::default());
+        let parts = WorkerParts {
+            id: spec.id,
+            workers,
+            driver,
+            receiver,
+            commands,
+            wake,
+            events: events.clone(),
+            admission: Arc::clone(&admission),
+            flows: Arc::clone(&flows),
+            cell: Arc::clone(&cell),
+        };
+        let (thread, thread_id) = start_worker(spec, parts, log.clone())?;
+        started.threads.push(thread);
+        started.links.push(WorkerLink { id: spec.id, thread_id, mailbox, cell });
+    }
+    let result = control::run(Parts {
+        settings: Arc::new(settings),
+        workers: started.links,
+        events: inbox,
+        wake: control_wake,
+        admission,
+        listener,
+        netdev: netdev.clone(),
+        log: log.clone(),
+    });
+    started.threads.into_iter().for_each(|thread| end(thread, log));
+    // With the last handle the thread ends, and deletes what links are left.
+    drop(netdev);
+    if netdev_thread.join().is_err() {
+        log.line(Section::Tunnel, Level::Critical, format_args!("The netdev thread failed."));
+    }
+    result.map_err(StartError::from)
+}
+
+#[derive(Default)]
+struct Started {
+    threads: Vec<WorkerThread>,
+    links: Vec<WorkerLink>,
+}
+
+/// A worker's thread and the channel that closes when it has ended.
+struct WorkerThread {
+    thread: JoinHandle<()>,
+    ended: Receiver<()>,
+}
+
+/// Starts a worker, waits until its ring is set up, and returns its thread and thread id.
+fn start_worker(
+    spec: &WorkerSpec,
+    parts: WorkerParts,
+    log: Log,
+) -> Result<(WorkerThread, u32), StartError> {
+    let (ready, is_ready) = crossbeam_channel::bounded(1);
+    let (ending, ended) = crossbeam_channel::bounded(0);
+    let spec = *spec;
+    let thread = thread::Builder::new()
+        .name(thread_name(&spec))
+        .spawn(move || work(&spec, parts, &ready, &ending, &log))
+        .map_err(|error| sys::Error::from_io("clone", "worker thread", &error))?;
+    match is_ready.recv() {
+        Ok(Ok(thread_id)) => Ok((WorkerThread { thread, ended }, thread_id)),
+        // The size of a ring's table of files is bound by the limit on open files.
+        Ok(Err(error)) if error.errno == Errno::EMFILE => Err(StartError::Missing {
+            error,
+            remedy: "raise the hard limit on open files (LimitNOFILE) or lower --max-endpoints",
+        }),
+        Ok(Err(error)) => Err(StartError::IoUring(error)),
+        Err(_) => {
+            let error = sys::Error::new("clone", format!("worker {}", spec.id), Errno::ECHILD);
+            Err(StartError::Host(error))
+        }
+    }
+}
+
+/// The life of a worker's thread. `_ending` closes its channel when the thread is done.
+fn work(
+    spec: &WorkerSpec,
+    parts: WorkerParts,
+    ready: &Sender<Result<u32, sys::Error>>,
+    _ending: &Sender<()>,
+    log: &Log,
+) {
+    if let Some(core) = spec.core
+        && !affinity::pin_current_thread(core)
+    {
+        let id = spec.id;
+        let line = format_args!("Worker {id} could not be tied to core {core} and runs untied.");
+        log.line(Section::Core, Level::Important, line);
+    }
+    match Worker::new(parts) {
+        Ok(worker) => {
+            // The engine waits for this message: it is there.
+            let _ = ready.send(Ok(affinity::thread_id()));
+            worker.run();
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+/// The names that the reference gives its threads: pinned ones carry the core's number.
+fn thread_name(spec: &WorkerSpec) -> String {
+    match spec.core {
+        Some(core) if spec.pinned_by_list => format!("gwlbtun UA{core:03}"),
+        _ => format!("gwlbtun U{:03}", spec.id.0),
+    }
+}
+
+/// Joins a worker that was told to stop, unless it takes too long.
+fn end(worker: WorkerThread, log: &Log) {
+    let name = worker.thread.thread().name().unwrap_or("worker").to_owned();
+    if worker.ended.recv_timeout(END_MAX).is_err_and(|error| error.is_timeout()) {
+        log.line(Section::Core, Level::Critical, format_args!("{name} did not end in time."));
+        return;
+    }
+    if worker.thread.join().is_err() {
+        log.line(Section::Core, Level::Critical, format_args!("{name} failed."));
+    }
+}
+
+/// Sizes of a worker's ring: all workers' buffers together take 1/16 of main memory at most.
+fn driver_plan(
+    features: Features,
+    endpoints_max: u16,
+    workers: usize,
+    ram_bytes: u64,
+) -> DriverPlan {
+    let bytes_per_buffer = 2 * (HEADROOM_BYTES + PACKET_BYTES_MAX) * workers;
+    let affordable = ram_bytes / 16 / u64::try_from(bytes_per_buffer).unwrap_or(u64::MAX);
+    let mut count = BUFFERS;
+    while count > 64 && u64::from(count) > affordable {
+        count /= 2;
+    }
+    let offered = BUFFERS_OFFERED.min(count / 2);
+    DriverPlan {
+        submissions: 1024,
+        // Every write and send holds a buffer, so there are never more of them than buffers.
+        operations_max: 2 * u32::from(count),
+        udp: GroupPlan {
+            offered,
+            count,
+            headroom_bytes: 0,
+            filled_bytes: received::DATAGRAM_START + PACKET_BYTES_MAX,
+        },
+        tun: GroupPlan {
+            offered,
+            count,
+            headroom_bytes: HEADROOM_BYTES,
+            filled_bytes: virtio_net::HEADER_BYTES + PACKET_BYTES_MAX,
+        },
+        senders_max: SENDERS_MAX,
+        endpoints_max,
+        features,
+    }
+}
+
+const _: () = assert!(
+    HEADROOM_BYTES + virtio_net::HEADER_BYTES >= crate::flow::HEADER_BYTES_MAX,
+    "any GENEVE header fits before a packet"
+);
