@@ -1,0 +1,453 @@
+//! The load balancer itself: flows, encapsulation, and the check of what the target returns.
+//!
+//! No I/O and no clock. A flow is an endpoint and an inner 5-tuple, the same for both directions.
+//! Node, source port and cookie of a flow follow from a hash with the configured seed, so that a
+//! run can be repeated.
+//!
+//! The target answers with a header that it received; between its reading and our checking newer
+//! headers may be under way. So every direction of a flow remembers its *variants* (node, port,
+//! GENEVE header), and an older one is accepted as long as the direction has sent no more than
+//! [`Config::in_flight_packets`] since its last use.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::hash::DefaultHasher;
+use std::hash::Hash;
+use std::hash::Hasher;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+
+use super::layout;
+use super::layout::End;
+use super::layout::Geneve;
+use super::layout::Outer;
+use super::layout::OuterFault;
+use super::layout::Returned;
+use super::layout::Tuple;
+use super::report::Breach;
+use super::report::Report;
+
+/// Flows that one simulator keeps at most, so that a runaway test ends with a clear panic.
+const FLOWS_MAX: usize = 4 << 20;
+
+/// Variants kept per direction of a flow.
+const VARIANTS_MAX: usize = 16;
+
+/// Whether both directions of a flow share a cookie. Public captures of a real load balancer
+/// show a shared one; AWS promises nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CookieRule {
+    /// One cookie per flow.
+    PerFlow,
+    /// Another cookie for each direction.
+    PerDirection,
+}
+
+/// How this load balancer behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Addresses of the nodes; each flow uses one of them.
+    pub(crate) nodes: Vec<Ipv4Addr>,
+    /// Address of the target.
+    pub(crate) target: Ipv4Addr,
+    /// First UDP source port.
+    pub(crate) port_first: u16,
+    /// How many source ports are spread over the flows, at least 1.
+    pub(crate) port_count: u16,
+    /// Whether the outer UDP checksum is filled in.
+    pub(crate) outer_checksum: bool,
+    /// Cookies of the two directions.
+    pub(crate) cookies: CookieRule,
+    /// Move a flow to the next node after so many packets; 0 = never.
+    pub(crate) roam_packets: u64,
+    /// How long an outdated header is still accepted, in packets of the direction.
+    pub(crate) in_flight_packets: u64,
+    /// Seed of ports, nodes and cookies.
+    pub(crate) seed: u64,
+}
+
+impl Default for Config {
+    /// Three nodes, one source port, checksum on, shared cookies: what captures show.
+    fn default() -> Self {
+        Self {
+            nodes: (11..=13).map(|last| Ipv4Addr::new(10, 99, 0, last)).collect(),
+            target: Ipv4Addr::new(10, 99, 0, 100),
+            port_first: 60000,
+            port_count: 1,
+            outer_checksum: true,
+            cookies: CookieRule::PerFlow,
+            roam_packets: 0,
+            in_flight_packets: 4096,
+            seed: 1,
+        }
+    }
+}
+
+/// Which host of an endpoint sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Host {
+    Client,
+    Server,
+}
+
+impl Host {
+    /// The host at the other end.
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FlowKey {
+    endpoint: u64,
+    protocol: u8,
+    low: End,
+    high: End,
+}
+
+/// What a flow's packets of one direction are wrapped in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wrapping {
+    /// Addresses and source port.
+    pub(crate) outer: Outer,
+    /// The whole GENEVE header.
+    pub(crate) header: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Variant {
+    wrapping: Wrapping,
+    last_used: u64,
+}
+
+/// One direction of a flow.
+#[derive(Debug, Default)]
+struct Lane {
+    packets: u64,
+    /// Newest last.
+    variants: Vec<Variant>,
+}
+
+impl Lane {
+    fn used(&mut self, wrapping: Wrapping) {
+        self.packets += 1;
+        self.variants.retain(|variant| variant.wrapping != wrapping);
+        if self.variants.len() == VARIANTS_MAX {
+            self.variants.remove(0);
+        }
+        self.variants.push(Variant { wrapping, last_used: self.packets });
+    }
+
+    fn accepts(&self, back: &Returned<'_>, header: &[u8], in_flight: u64) -> bool {
+        self.variants.iter().any(|variant| {
+            let Wrapping { outer, header: sent } = &variant.wrapping;
+            self.packets - variant.last_used <= in_flight
+                && (back.src, back.dst) == (outer.target, outer.node)
+                && back.src_port == outer.port
+                && header == sent
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Flow {
+    /// The host whose packets have the lower end as source.
+    low_host: Host,
+    /// Bumped to give the flow another cookie.
+    incarnation: u64,
+    /// Packets whose source is the lower end, and the others.
+    lanes: [Lane; 2],
+}
+
+/// A returned packet that kept every rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delivery<'a> {
+    /// The endpoint it belongs to.
+    pub(crate) endpoint: u64,
+    /// The host that it is for.
+    pub(crate) to: Host,
+    /// The packet.
+    pub(crate) inner: &'a [u8],
+}
+
+/// A load balancer with its flow table and its counters.
+#[derive(Debug)]
+pub(crate) struct Gwlb {
+    config: Config,
+    endpoints: HashSet<u64>,
+    flows: HashMap<FlowKey, Flow>,
+    report: Report,
+}
+
+impl Gwlb {
+    /// A load balancer without flows.
+    ///
+    /// # Panics
+    /// If the configuration has no node, no port, or ports above 65535.
+    pub(crate) fn new(config: Config) -> Self {
+        assert!(!config.nodes.is_empty(), "a load balancer has nodes");
+        let last = config.port_count.checked_sub(1).expect("at least one port");
+        assert!(config.port_first.checked_add(last).is_some(), "ports end at 65535");
+        Self { config, endpoints: HashSet::new(), flows: HashMap::new(), report: Report::default() }
+    }
+
+    /// What was counted so far.
+    pub(crate) fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        report.flows = u64::try_from(self.flows.len()).expect("bounded");
+        report
+    }
+
+    /// Counts a packet of a host that no endpoint would route.
+    pub(crate) fn count_host_noise(&mut self) {
+        self.report.host_noise += 1;
+    }
+
+    /// Counts a returned packet that its host did not take.
+    pub(crate) fn count_undelivered(&mut self) {
+        self.report.undelivered += 1;
+    }
+
+    /// Wraps a packet that `from` sends through `endpoint`: a complete outer IPv4 packet.
+    /// Nothing if the bytes are no IP packet.
+    ///
+    /// # Panics
+    /// If the flow table outgrows its bound.
+    pub(crate) fn encapsulate(
+        &mut self,
+        endpoint: u64,
+        from: Host,
+        inner: &[u8],
+    ) -> Option<Vec<u8>> {
+        let (key, lane) = flow_key(endpoint, layout::inner_tuple(inner)?);
+        let incarnation = self.flow(key, lane, from).incarnation;
+        let packets: u64 = self.flows[&key].lanes.iter().map(|lane| lane.packets).sum();
+        let wrapping = self.wrapping(key, lane, incarnation, packets, inner);
+        Some(self.send(key, lane, wrapping, inner))
+    }
+
+    /// As [`Self::encapsulate`] with a wrapping of the caller's choice, which from now on is the
+    /// newest of its direction.
+    pub(crate) fn encapsulate_as(
+        &mut self,
+        endpoint: u64,
+        from: Host,
+        wrapping: Wrapping,
+        inner: &[u8],
+    ) -> Option<Vec<u8>> {
+        let (key, lane) = flow_key(endpoint, layout::inner_tuple(inner)?);
+        self.flow(key, lane, from);
+        Some(self.send(key, lane, wrapping, inner))
+    }
+
+    /// Ends the flow that `inner` belongs to and begins it anew with another cookie, as a reused
+    /// 5-tuple does. What was sent under the old cookie is no longer accepted back.
+    pub(crate) fn renew(&mut self, endpoint: u64, inner: &[u8]) {
+        let Some(tuple) = layout::inner_tuple(inner) else {
+            return;
+        };
+        let (key, _) = flow_key(endpoint, tuple);
+        if let Some(flow) = self.flows.get_mut(&key) {
+            flow.incarnation += 1;
+            flow.lanes = [Lane::default(), Lane::default()];
+        }
+    }
+
+    fn flow(&mut self, key: FlowKey, lane: usize, from: Host) -> &mut Flow {
+        assert!(self.flows.len() < FLOWS_MAX, "too many flows");
+        self.endpoints.insert(key.endpoint);
+        self.flows.entry(key).or_insert_with(|| Flow {
+            low_host: if lane == 0 { from } else { from.other() },
+            incarnation: 0,
+            lanes: [Lane::default(), Lane::default()],
+        })
+    }
+
+    fn wrapping(
+        &self,
+        key: FlowKey,
+        lane: usize,
+        incarnation: u64,
+        packets: u64,
+        inner: &[u8],
+    ) -> Wrapping {
+        let config = &self.config;
+        let hash = hash_of(&(config.seed, key));
+        let moved = packets.checked_div(config.roam_packets).unwrap_or(0);
+        let node = config.nodes[remainder((hash >> 32) + moved, config.nodes.len())];
+        let port = u64::from(config.port_first) + hash % u64::from(config.port_count);
+        let cookie_lane = match config.cookies {
+            CookieRule::PerFlow => 0,
+            CookieRule::PerDirection => lane,
+        };
+        let cookie = hash_of(&(config.seed, key, incarnation, cookie_lane)) >> 32;
+        Wrapping {
+            outer: Outer {
+                node,
+                target: config.target,
+                port: u16::try_from(port).expect("ports fit 16 bits"),
+            },
+            header: layout::geneve_header(
+                key.endpoint,
+                u32::try_from(cookie).expect("the upper half"),
+                inner,
+            ),
+        }
+    }
+
+    fn send(&mut self, key: FlowKey, lane: usize, wrapping: Wrapping, inner: &[u8]) -> Vec<u8> {
+        let packet = layout::datagram(
+            wrapping.outer,
+            &[&wrapping.header, inner],
+            self.config.outer_checksum,
+        );
+        let flow = self.flows.get_mut(&key).expect("entered before");
+        flow.lanes[lane].used(wrapping);
+        self.report.encapsulated += 1;
+        packet
+    }
+
+    /// Checks an IPv4 packet from the target. Returns its inner packet if every rule is kept;
+    /// counts a breach otherwise.
+    pub(crate) fn check<'a>(
+        &mut self,
+        packet: &'a [u8],
+        checksum_ready: bool,
+    ) -> Option<Delivery<'a>> {
+        match self.judge(packet, checksum_ready) {
+            Ok(Some((delivery, is_own_direction))) => {
+                self.report.returned += 1;
+                self.report.other_direction += u64::from(!is_own_direction);
+                Some(delivery)
+            }
+            Ok(None) => {
+                self.report.foreign += 1;
+                None
+            }
+            Err((breach, why)) => {
+                let head = &packet[..packet.len().min(96)];
+                self.report.breach(breach, || format!("{why}; {} bytes {head:02x?}", packet.len()));
+                None
+            }
+        }
+    }
+
+    fn judge<'a>(
+        &self,
+        packet: &'a [u8],
+        checksum_ready: bool,
+    ) -> Result<Option<(Delivery<'a>, bool)>, (Breach, String)> {
+        let back = match layout::returned(packet, checksum_ready) {
+            Ok(back) => back,
+            Err(OuterFault::NotUdp) => return Ok(None),
+            Err(OuterFault::Ipv4(why)) => return Err((Breach::BadOuterHeader, why.into())),
+            Err(OuterFault::UdpChecksum) => return Err((Breach::BadUdpChecksum, "wrong".into())),
+        };
+        if back.dst_port != layout::GENEVE_PORT {
+            let why = format!("destination port {}", back.dst_port);
+            return Err((Breach::InvalidGeneveTunnel, why));
+        }
+        let Some(geneve) = layout::geneve(back.payload) else {
+            return Err((Breach::InvalidGeneveTunnel, "no GENEVE header".into()));
+        };
+        if !self.endpoints.contains(&geneve.endpoint) {
+            let why = format!("endpoint {:017x}", geneve.endpoint);
+            return Err((Breach::InvalidGwlbEndpointId, why));
+        }
+        let Some(tuple) = layout::inner_tuple(geneve.inner) else {
+            return Err((Breach::MissingFlowEntry, "inner bytes are no IP packet".into()));
+        };
+        let (key, lane) = flow_key(geneve.endpoint, tuple);
+        let Some(flow) = self.flows.get(&key) else {
+            return Err((Breach::MissingFlowEntry, format!("{tuple:?}")));
+        };
+        let is_own_direction = self.match_variant(flow, lane, &back, &geneve)?;
+        if geneve.inner.len() > layout::INNER_BYTES_MAX {
+            let why = format!("{} bytes inside", geneve.inner.len());
+            return Err((Breach::InnerTooLarge, why));
+        }
+        let from = if lane == 0 { flow.low_host } else { flow.low_host.other() };
+        let delivery =
+            Delivery { endpoint: geneve.endpoint, to: from.other(), inner: geneve.inner };
+        Ok(Some((delivery, is_own_direction)))
+    }
+
+    /// Whether the header is one of the packet's own direction (true) or, which AWS takes as
+    /// well, of the other one although its own direction had one (false).
+    fn match_variant(
+        &self,
+        flow: &Flow,
+        lane: usize,
+        back: &Returned<'_>,
+        geneve: &Geneve<'_>,
+    ) -> Result<bool, (Breach, String)> {
+        let in_flight = self.config.in_flight_packets;
+        let (own, other) = (&flow.lanes[lane], &flow.lanes[1 - lane]);
+        if own.accepts(back, geneve.header, in_flight) {
+            return Ok(true);
+        }
+        if other.accepts(back, geneve.header, in_flight) {
+            return Ok(own.variants.is_empty());
+        }
+        let lanes = own.variants.iter().rev().chain(other.variants.iter().rev());
+        let Some(newest) = lanes.map(|variant| &variant.wrapping).next() else {
+            return Err((Breach::MissingFlowEntry, "the flow was renewed".into()));
+        };
+        Err(difference(newest, back, geneve))
+    }
+}
+
+/// Names the first rule that a datagram breaks compared with what was sent for its flow.
+fn difference(sent: &Wrapping, back: &Returned<'_>, geneve: &Geneve<'_>) -> (Breach, String) {
+    let Outer { node, target, port } = sent.outer;
+    let sent_cookie = layout::geneve(&sent.header).map(|sent| sent.cookie);
+    if sent_cookie != Some(geneve.cookie) {
+        let why = format!("cookie {:08x}, sent {sent_cookie:08x?}", geneve.cookie);
+        return (Breach::InvalidGwlbFlowCookie, why);
+    }
+    if (back.src, back.dst) != (target, node) {
+        let why = format!("{} to {}, not {target} to {node}", back.src, back.dst);
+        return (Breach::InvalidGeneveTunnel, why);
+    }
+    if back.src_port != port {
+        let why = format!("source port {}, not {port}", back.src_port);
+        return (Breach::WrongSourcePort, why);
+    }
+    let why = format!("{:02x?}, sent {:02x?}", geneve.header, sent.header);
+    (Breach::HeaderNotEqual, why)
+}
+
+/// Whether an endpoint's route tables would send this packet through it: hosts also emit
+/// neighbour discovery and group membership, which stay on their link.
+pub(crate) fn is_routable(packet: &[u8]) -> bool {
+    let Some(tuple) = layout::inner_tuple(packet) else {
+        return false;
+    };
+    match (tuple.src.0, tuple.dst.0) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => !src.is_unicast_link_local() && !dst.is_multicast(),
+        (_, dst) => !dst.is_multicast(),
+    }
+}
+
+/// The flow of a tuple, and 0 if its source is the lower end, else 1.
+fn flow_key(endpoint: u64, tuple: Tuple) -> (FlowKey, usize) {
+    let lane = usize::from(tuple.src > tuple.dst);
+    let (low, high) = if lane == 0 { (tuple.src, tuple.dst) } else { (tuple.dst, tuple.src) };
+    let key = FlowKey { endpoint, protocol: tuple.protocol, low, high };
+    (key, lane)
+}
+
+/// A hash that is the same in every run.
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn remainder(value: u64, count: usize) -> usize {
+    let count = u64::try_from(count).expect("a count fits 64 bits");
+    usize::try_from(value % count).expect("below a usize")
+}

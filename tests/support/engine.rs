@@ -1,0 +1,215 @@
+//! The program under test as a process in the target's namespace.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use super::clock::wait_for;
+use super::lab::Lab;
+use super::process::run;
+use crate::sim::netns::Namespace;
+
+/// The program that Cargo built for these tests.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_gwlbtun");
+
+/// The hook that sends every packet back.
+pub(crate) const PASSTHROUGH: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/example-scripts/create-passthrough.sh");
+
+const HEALTH_PORT: u16 = 8080;
+
+/// How much of the program's log a failed test shows, in bytes.
+const LOG_SHOWN_BYTES: usize = 4000;
+
+/// An answer of the health port.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Status line and header fields.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// A running engine; killed on drop.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    child: Child,
+    namespace: Namespace,
+    log: PathBuf,
+}
+
+impl Engine {
+    /// Starts with the passthrough hooks and JSON health, and waits for the first health answer.
+    pub(crate) fn passthrough(lab: &Lab, args: &[&str]) -> Self {
+        let hooks = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-j"];
+        Self::start(lab, &[&hooks, args].concat())
+    }
+
+    /// Starts with these arguments and a health port, and waits for the first health answer.
+    pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
+        let namespace = lab.topology.target();
+        let log = lab.scratch.file("engine.log");
+        let mut command = namespace.command(PROGRAM);
+        command.args(["-p", &HEALTH_PORT.to_string()]).args(args);
+        let mut engine = Self { child: spawn(&mut command, &log), namespace, log };
+        wait_for("the health port answers", || {
+            if let Some(status) = engine.child.try_wait().expect("wait") {
+                panic!("{command:?} ended at once: {status}");
+            }
+            engine.try_health("/").ok()
+        });
+        engine
+    }
+
+    /// Process id, which is the program's own.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks the health port.
+    pub(crate) fn health(&self, path: &str) -> Answer {
+        self.try_health(path).expect("a health answer")
+    }
+
+    fn try_connect(&self) -> io::Result<TcpStream> {
+        self.namespace.enter(|| TcpStream::connect(("127.0.0.1", HEALTH_PORT)))
+    }
+
+    fn try_health(&self, path: &str) -> io::Result<Answer> {
+        let mut stream = self.try_connect()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        // One write: a server may answer and close before a second one.
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gwlb\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        Ok(Answer {
+            status: status.ok_or_else(|| io::Error::other(format!("no status in {text:?}")))?,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        })
+    }
+
+    /// The health page as JSON; the engine must run with `-j`.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let body = self.health("/").body;
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error} in {body:?}"))
+    }
+
+    /// How many packets or datagrams were dropped for a reason, over all endpoints.
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
+        let status = self.status();
+        let drops = status["drops"].as_object();
+        let drops = drops.unwrap_or_else(|| panic!("no object \"drops\" in {status}"));
+        drops.get(reason).map_or(0, |count| count.as_u64().expect("a count"))
+    }
+
+    /// Names of the endpoints' links that exist.
+    pub(crate) fn links(&self) -> Vec<String> {
+        tunnel_links(&self.namespace)
+    }
+
+    /// What the descriptors of the process are, each with how many there are of it.
+    pub(crate) fn descriptors(&self) -> BTreeMap<String, usize> {
+        let mut kinds = BTreeMap::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("/proc") {
+            let target = entry.and_then(|entry| std::fs::read_link(entry.path()));
+            // A descriptor that was closed meanwhile is none.
+            let Ok(target) = target else { continue };
+            let target = target.to_string_lossy();
+            let kind = target.split('[').next().unwrap_or_default();
+            *kinds.entry(kind.trim_end_matches(':').to_owned()).or_insert(0) += 1;
+        }
+        kinds
+    }
+
+    /// Takes from the process the right to open one more descriptor.
+    pub(crate) fn limit_descriptors(&self) {
+        let used = |number: &u32| {
+            let path = format!("/proc/{}/fd/{number}", self.pid());
+            std::fs::symlink_metadata(path).is_ok()
+        };
+        let limit = (0..65_536).take_while(used).count();
+        let args = ["--pid", &self.pid().to_string(), &format!("--nofile={limit}:{limit}")];
+        run(&self.namespace, "prlimit", &args);
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Names of the process's threads, sorted.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("/proc") {
+            let name = entry.and_then(|entry| std::fs::read_to_string(entry.path().join("comm")));
+            names.extend(name.ok());
+        }
+        names.sort();
+        names
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a pid"));
+        kill(pid, signal).expect("kill");
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        wait_for("the engine ends", || self.child.try_wait().expect("wait"))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let shown = log.len().saturating_sub(LOG_SHOWN_BYTES);
+            let shown = log.get(shown..).unwrap_or(&log);
+            let _ = writeln!(io::stderr(), "--- end of the engine's log\n{shown}\n---");
+        }
+    }
+}
+
+/// Names of the links in a namespace that belong to endpoints.
+pub(crate) fn tunnel_links(namespace: &Namespace) -> Vec<String> {
+    let listing = run(namespace, "ip", &["-o", "link"]);
+    let names = listing.lines().filter_map(|line| line.split(": ").nth(1));
+    let mut links: Vec<String> = names
+        .filter(|name| name.starts_with("gwi-") || name.starts_with("gwo-"))
+        .map(str::to_owned)
+        .collect();
+    links.sort();
+    links
+}
+
+/// Starts a command whose output goes to a file.
+fn spawn(command: &mut Command, log: &PathBuf) -> Child {
+    let file = File::create(log).expect("a log file");
+    let both = file.try_clone().expect("a second handle");
+    command
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(both)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}

@@ -1,0 +1,17 @@
+//! What the tests stand on: labs of namespaces, the program under test, packets, waiting.
+//!
+//! Tests need root, `/dev/net/tun` and the tools of [`tools`]; without them they fail and say
+//! what is missing. Every test has namespaces of its own, so tests run in parallel. Nothing here
+//! sleeps for a fixed time: [`clock::wait_for`] polls until a deadline.
+
+pub(crate) mod clock;
+pub(crate) mod engine;
+pub(crate) mod injector;
+pub(crate) mod lab;
+pub(crate) mod mirror;
+pub(crate) mod packets;
+pub(crate) mod process;
+pub(crate) mod scratch;
+pub(crate) mod seccomp;
+pub(crate) mod simulator;
+pub(crate) mod tools;

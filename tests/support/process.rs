@@ -1,0 +1,64 @@
+//! Programs in namespaces: run to the end with a time-out, or in the background.
+
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+
+use crate::sim::netns::Namespace;
+
+/// Seconds after which a program that should have ended is killed.
+const TIMEOUT_SECS: &str = "120";
+
+/// Runs a program inside and returns what it printed.
+///
+/// # Panics
+/// If it fails or takes too long, with its output.
+pub(crate) fn run(namespace: &Namespace, program: &str, args: &[&str]) -> String {
+    let mut command = namespace.command("timeout");
+    finish(command.args(["-k", "5", TIMEOUT_SECS, program]).args(args))
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Panics
+/// If it fails, with its output.
+pub(crate) fn finish(command: &mut Command) -> String {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    stdout
+}
+
+/// A program that runs until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Background(Child);
+
+impl Background {
+    /// Starts a program inside, silently.
+    pub(crate) fn start(namespace: &Namespace, program: &str, args: &[&str]) -> Self {
+        let mut command = namespace.command(program);
+        let child = command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self(child)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

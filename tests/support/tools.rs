@@ -1,0 +1,44 @@
+//! What the tests need from the machine.
+
+use std::path::Path;
+
+/// Programs that the tests start; `tests/run.sh` installs their packages.
+const TOOLS: &[&str] = &[
+    "curl",
+    "dig",
+    "dnsmasq",
+    "ethtool",
+    "ip",
+    "ping",
+    "python3",
+    "setpriv",
+    "setsid",
+    "sha256sum",
+    "tc",
+    "timeout",
+    "tshark",
+    "unshare",
+    "xargs",
+];
+
+/// Fails the test, naming everything that is missing.
+pub(crate) fn require() {
+    let mut missing = Vec::new();
+    if !nix::unistd::geteuid().is_root() {
+        missing.push("root".to_owned());
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        missing.push("/dev/net/tun".to_owned());
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    for tool in TOOLS {
+        if !path.split(':').any(|dir| Path::new(dir).join(tool).exists()) {
+            missing.push(format!("the program {tool}"));
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "the tests need {}; run them with: sudo tests/run.sh",
+        missing.join(", ")
+    );
+}

@@ -1,0 +1,7 @@
+//! One binary for everything that needs more than one module: the simulated load balancer
+//! against its golden bytes, and the program end to end in namespaces.
+
+mod sim;
+#[cfg(test)]
+mod sim_tests;
+mod support;
