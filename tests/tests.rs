@@ -1,7 +1,11 @@
 //! One binary for everything that needs more than one module: the simulated load balancer
 //! against its golden bytes, and the program end to end in namespaces.
 
+#[cfg(test)]
+mod e2e;
 mod sim;
 #[cfg(test)]
 mod sim_tests;
 mod support;
+#[cfg(test)]
+mod tidy;

@@ -1,0 +1,291 @@
+//! Endpoints come and go: hooks in order, nothing lost for others, nothing left behind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::sim::gwlb::Config;
+use crate::support::clock::Deadline;
+use crate::support::clock::wait_for;
+use crate::support::clock::wait_until;
+use crate::support::engine::Engine;
+use crate::support::engine::PASSTHROUGH;
+use crate::support::engine::tunnel_links;
+use crate::support::injector::Injector;
+use crate::support::lab::Lab;
+use crate::support::lab::endpoint_id;
+use crate::support::packets;
+use crate::support::packets::V4;
+use crate::support::packets::V6;
+use crate::support::process::run;
+
+/// Links of endpoints 0, 1 and 2 of a lab: base 60 of 2b8ee1d4db0c51c4 and the next two.
+const GWI: [&str; 3] = ["gwi-5bqWvzLwwkk", "gwi-5bqWvzLwwkl", "gwi-5bqWvzLwwkm"];
+const GWO: [&str; 3] = ["gwo-5bqWvzLwwkk", "gwo-5bqWvzLwwkl", "gwo-5bqWvzLwwkm"];
+
+fn ping_through(injector: &mut Injector, endpoint: usize, sequence: u16) {
+    for path in [V4, V6] {
+        let inner = packets::ping(path, sequence, b"alive");
+        injector.exchange(endpoint_id(endpoint), &inner);
+    }
+}
+
+/// A hook that writes what it sees and does to a file, slowly, and then passes packets through.
+fn recording_hook(lab: &Lab) -> (PathBuf, PathBuf) {
+    let (script, log) = (lab.scratch.file("hook.sh"), lab.scratch.file("hook.log"));
+    let text = format!(
+        r#"#!/bin/sh
+log={}
+packets() {{ cat "/sys/class/net/$1/statistics/rx_packets" 2>/dev/null || echo none; }}
+flags() {{ cat "/sys/class/net/$1/flags" 2>/dev/null || echo none; }}
+up() {{ echo $(($(flags "$1") & $(flags "$2") & 1)); }}
+state() {{ echo "packets $(packets "$1") $(packets "$2") up $(up "$1" "$2")"; }}
+echo "begin $* $(state "$2" "$3")" >>"$log"
+[ "$1" = CREATE ] && sleep 1
+{PASSTHROUGH} "$@"
+echo "end $* $(state "$2" "$3")" >>"$log"
+"#,
+        log.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    (script, log)
+}
+
+fn lines(log: &PathBuf) -> Vec<String> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn hooks_get_their_arguments_in_order_and_no_packet_precedes_create() {
+    let lab = Lab::new(0, Config::default());
+    let (script, log) = recording_hook(&lab);
+    let command = format!("sh {}", script.display());
+    let mut engine = Engine::start(&lab, &["-c", &command, "-r", &command]);
+    let mut injector = lab.injector();
+    // Held while the hook runs, and all of them returned afterwards, in order.
+    let inners: Vec<_> = (0..50).map(|number| packets::ping(V4, number, b"held")).collect();
+    for inner in &inners {
+        injector.send(endpoint_id(0), inner);
+    }
+    for inner in &inners {
+        let back = wait_for("held packets return", || injector.receive(Duration::ZERO));
+        assert_eq!(&back.inner, inner);
+    }
+    ping_through(&mut injector, 1, 1);
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    let id = |number| format!("{:017x}", endpoint_id(number));
+    let mut expected = Vec::new();
+    for number in 0..2 {
+        let names = format!("{} {} {}", GWI[number], GWO[number], id(number));
+        expected.push(format!("begin CREATE {names} packets 0 0 up 1"));
+        expected.push(format!("end CREATE {names} packets 0 0 up 1"));
+    }
+    let lines = lines(&log);
+    assert_eq!(lines.len(), 8, "{lines:#?}");
+    assert_eq!(lines[..4], expected);
+    let mut destroyed: Vec<_> = (0..2)
+        .map(|number| format!("DESTROY {} {} {}", GWI[number], GWO[number], id(number)))
+        .collect();
+    // One hook at a time: each end follows its begin; which endpoint is first is open.
+    for pair in lines[4..].chunks(2) {
+        let place = destroyed.iter().position(|names| pair[0].contains(names.as_str()));
+        let names = destroyed.remove(place.unwrap_or_else(|| panic!("{lines:#?}")));
+        assert!(pair[0].starts_with("begin "), "{lines:#?}");
+        assert!(pair[1].starts_with(&format!("end {names}")), "{lines:#?}");
+        assert!(pair[1].ends_with(" up 1"), "DESTROY found its links up: {lines:#?}");
+    }
+    injector.assert_clean();
+}
+
+#[test]
+fn an_idle_endpoint_goes_and_returns_while_another_loses_nothing() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &["-t", "2", "--workers", "2"]);
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 0);
+    ping_through(&mut injector, 1, 0);
+    let both: Vec<_> = [GWI, GWO].iter().flat_map(|names| names[..2].to_vec()).collect();
+    assert_eq!(engine.links(), both);
+    for round in 0..2 {
+        let mut sequence = 1;
+        wait_until("the idle endpoint's links go", || {
+            ping_through(&mut injector, 0, sequence);
+            sequence += 1;
+            engine.links() == [GWI[0], GWO[0]]
+        });
+        // Every exchange above had its answer; now the idle endpoint is used again.
+        ping_through(&mut injector, 1, round);
+        ping_through(&mut injector, 0, 0);
+        assert_eq!(engine.links(), both);
+    }
+    injector.assert_clean();
+}
+
+#[test]
+fn packets_during_teardown_lose_nothing() {
+    let lab = Lab::new(0, Config::default());
+    // A slow DESTROY: what arrives meanwhile waits for the next CREATE.
+    let command = format!("sh -c 'sleep 1; exec {PASSTHROUGH} \"$@\"' slow");
+    let log = lab.scratch.file("destroyed");
+    let destroy = format!("echo >>{}; {command}", log.display());
+    let _engine = Engine::start(&lab, &["-c", PASSTHROUGH, "-r", &destroy, "-t", "1"]);
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 1);
+    wait_until("DESTROY begins", || log.exists());
+    ping_through(&mut injector, 0, 2);
+    injector.assert_clean();
+}
+
+#[test]
+fn descriptors_threads_and_links_are_the_same_after_endpoints_went() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &["-t", "1", "--workers", "2"]);
+    let mut injector = lab.injector();
+    let mut cycle = || {
+        // On a busy machine the first may be gone before the last one is there.
+        wait_until("three endpoints, with a queue per worker and side", || {
+            for endpoint in 0..3 {
+                ping_through(&mut injector, endpoint, 1);
+            }
+            let tuns = engine.descriptors().get("/dev/net/tun").copied();
+            engine.links().len() == 6 && tuns >= Some(3 * 2 * 2)
+        });
+        wait_until("the links go", || engine.links().is_empty());
+    };
+    // The first cycle opens what is kept, such as the send sockets of the outer ports.
+    cycle();
+    let before = wait_for("TUN descriptors are closed", || {
+        let descriptors = engine.descriptors();
+        (!descriptors.contains_key("/dev/net/tun")).then_some(descriptors)
+    });
+    let threads = engine.threads();
+    cycle();
+    cycle();
+    wait_until("descriptors are as before", || engine.descriptors() == before);
+    // Not more: the health page's pool may have shrunk since.
+    wait_until("threads are as before", || engine.threads().len() <= threads.len());
+    injector.assert_clean();
+}
+
+/// Somebody deletes one link of an endpoint under the engine.
+fn a_deleted_link_hurts_one_endpoint_only(args: &[&str]) {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &[args, &["-t", "2"]].concat());
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 0);
+    ping_through(&mut injector, 1, 0);
+    run(&lab.topology.target(), "ip", &["link", "del", GWO[0]]);
+    // More than a worker writes to a pair before it insists on reading it.
+    for sequence in 0..3000 {
+        injector.send(endpoint_id(0), &packets::ping(V4, sequence, b"lost"));
+        if sequence % 100 == 0 {
+            ping_through(&mut injector, 1, sequence);
+        }
+    }
+    wait_until("the crippled endpoint goes", || {
+        ping_through(&mut injector, 1, 1);
+        engine.links() == [GWI[1], GWO[1]]
+    });
+    ping_through(&mut injector, 0, 1);
+    assert_eq!(engine.links().len(), 4);
+    injector.assert_clean();
+}
+
+#[test]
+fn a_deleted_link_hurts_one_endpoint_only_with_multishot_reads() {
+    a_deleted_link_hurts_one_endpoint_only(&[]);
+}
+
+#[test]
+fn a_deleted_link_hurts_one_endpoint_only_with_polled_reads() {
+    a_deleted_link_hurts_one_endpoint_only(&["--kernel-floor"]);
+}
+
+fn a_signal_ends_it_cleanly(signal: Signal) {
+    let lab = Lab::new(0, Config::default());
+    let (script, log) = recording_hook(&lab);
+    let command = format!("sh {}", script.display());
+    let mut engine = Engine::start(&lab, &["-c", PASSTHROUGH, "-r", &command]);
+    let mut injector = lab.injector();
+    for endpoint in 0..3 {
+        ping_through(&mut injector, endpoint, 1);
+    }
+    assert_eq!(engine.links().len(), 6);
+    engine.signal(signal);
+    assert_eq!(engine.wait().code(), Some(0));
+    let lines = lines(&log);
+    for (gwi, gwo) in GWI.iter().zip(GWO) {
+        let names = format!("DESTROY {gwi} {gwo}");
+        let count = lines.iter().filter(|line| line.contains(&names)).count();
+        assert_eq!(count, 2, "begin and end of {names}: {lines:#?}");
+    }
+    let left = tunnel_links(&lab.topology.target());
+    assert!(left.is_empty(), "{left:?}");
+    injector.assert_clean();
+}
+
+#[test]
+fn sigterm_ends_it_cleanly() {
+    a_signal_ends_it_cleanly(Signal::SIGTERM);
+}
+
+#[test]
+fn sigint_ends_it_cleanly() {
+    a_signal_ends_it_cleanly(Signal::SIGINT);
+}
+
+#[test]
+fn a_failing_hook_stops_no_packet() {
+    let lab = Lab::new(0, Config::default());
+    let create = format!("{PASSTHROUGH} \"$@\"; false");
+    let create = format!("sh -c '{create}' failing");
+    let _engine = Engine::start(&lab, &["-c", &create, "-j"]);
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 1);
+    injector.assert_clean();
+}
+
+#[test]
+fn a_hook_that_hangs_and_chatters_disturbs_nobody_else() {
+    let lab = Lab::new(0, Config::default());
+    let (script, release) = (lab.scratch.file("hook.sh"), lab.scratch.file("release"));
+    // For endpoint 1 it hangs, leaves a daemon, forks and writes; the others it serves at once.
+    let text = format!(
+        r#"#!/bin/sh
+case "$1 $2" in "CREATE {}")
+    sleep 1000 &
+    for i in $(seq 100); do (sleep 1; yes | head -c 1000000) & done
+    while [ ! -e {} ]; do sleep 0.1; done
+esac
+exec {PASSTHROUGH} "$@"
+"#,
+        GWI[1],
+        release.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    let command = format!("sh {}", script.display());
+    let mut engine = Engine::start(&lab, &["-c", &command, "-r", PASSTHROUGH]);
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 0);
+    injector.send(endpoint_id(1), &packets::ping(V4, 7, b"held"));
+    wait_until("its links are there", || engine.links().len() == 4);
+    let over = Deadline::after(Duration::from_secs(4));
+    let mut sequence = 0;
+    while !over.is_over() {
+        sequence += 1;
+        ping_through(&mut injector, 0, sequence);
+        assert_eq!(engine.health("/").status, 200);
+    }
+    std::fs::write(&release, "").unwrap();
+    let back = wait_for("the held packet returns", || injector.receive(Duration::ZERO));
+    assert_eq!(back.endpoint, endpoint_id(1));
+    // Neither the daemon nor what it holds is in the way of the end, or of the next start.
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    let _next = Engine::passthrough(&lab, &[]);
+    ping_through(&mut injector, 1, 1);
+    injector.assert_clean();
+}

@@ -1,0 +1,17 @@
+//! The program end to end: as a process in a namespace, judged from outside.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`hosts`] | clients and servers of every day over passthrough |
+//! | [`bytes`] | every packet back byte for byte, in order, none lost |
+//! | [`headers`] | which GENEVE header a packet returns in |
+//! | [`lifecycle`] | hooks, teardown, re-creation, signals, nothing left |
+//! | [`health`] | the health port and the drop counters on it |
+//! | [`start`] | exit status when it cannot start |
+
+mod bytes;
+mod headers;
+mod health;
+mod hosts;
+mod lifecycle;
+mod start;
