@@ -1,0 +1,178 @@
+//! What can stand in the target's place: the relays of this bench, and the engine.
+
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::process::Child;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::lab;
+use crate::lab::Failure;
+use crate::lab::Host;
+use crate::lab::Lab;
+use crate::measure::now;
+use crate::measure::pause;
+use crate::tun;
+
+/// Port of the engine's health page.
+const HEALTH_PORT: u16 = 8080;
+
+/// How long a target may take to answer for the first time.
+const START_LIMIT: Duration = Duration::from_secs(5);
+
+/// What stands in the target's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Engine {
+    /// `relay_uring.rs`.
+    RelayUring,
+    /// `relay_syscalls.rs`.
+    RelaySyscalls,
+    /// The program of this repository.
+    Ours,
+}
+
+impl Engine {
+    /// Name in tables and in JSON, the same as on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::RelayUring => "relay-uring",
+            Self::RelaySyscalls => "relay-syscalls",
+            Self::Ours => "ours",
+        }
+    }
+}
+
+/// A running target. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Target {
+    engine: Engine,
+    child: Child,
+}
+
+impl Target {
+    /// Starts `engine` on the target's core and returns once it can take datagrams.
+    pub(crate) fn start(lab: &Arc<Lab>, engine: Engine) -> Result<Self, Failure> {
+        let mut command = lab.command(Host::Target, lab::TARGET_CORE)?;
+        match engine {
+            Engine::RelayUring | Engine::RelaySyscalls => {
+                command.arg(std::env::current_exe()?).arg(engine.name());
+            }
+            Engine::Ours => {
+                command
+                    .arg(env!("CARGO_BIN_EXE_gwlbtun"))
+                    .args(["--cores", &lab::TARGET_CORE.to_string(), "-c", tun::REDIRECT])
+                    .args(["-j", "-p", &HEALTH_PORT.to_string()]);
+            }
+        }
+        let output = match engine {
+            Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
+            Engine::Ours => Stdio::null(),
+        };
+        let child = command.stdin(Stdio::piped()).stdout(output).spawn()?;
+        let mut target = Self { engine, child };
+        match engine {
+            Engine::RelayUring | Engine::RelaySyscalls => target.expect_ready()?,
+            Engine::Ours => target.wait_until_healthy(lab)?,
+        }
+        Ok(target)
+    }
+
+    /// Process id, for looking at what it uses.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the target. A relay says how many datagrams it sent; the engine is asked by signal, and
+    /// must end with success.
+    pub(crate) fn stop(mut self) -> Result<Option<u64>, Failure> {
+        drop(self.child.stdin.take());
+        if self.engine == Engine::Ours {
+            kill(Pid::from_raw(i32::try_from(self.pid())?), Signal::SIGTERM)?;
+        }
+        let mut last_words = String::new();
+        if let Some(mut output) = self.child.stdout.take() {
+            output.read_to_string(&mut last_words)?;
+        }
+        let status = self.child.wait()?;
+        if !status.success() {
+            return Err(format!("{} ended with {status}", self.engine.name()).into());
+        }
+        match self.engine {
+            Engine::RelayUring | Engine::RelaySyscalls => Ok(Some(last_words.trim().parse()?)),
+            Engine::Ours => Ok(None),
+        }
+    }
+
+    fn expect_ready(&mut self) -> Result<(), Failure> {
+        let output = self.child.stdout.as_mut().ok_or("no output of the relay")?;
+        let mut line = String::new();
+        // The relay writes its next line only after its input has ended: nothing is read ahead.
+        BufReader::new(output).read_line(&mut line)?;
+        match line.trim() {
+            "ready" => Ok(()),
+            other => Err(format!("{} says \"{other}\"", self.engine.name()).into()),
+        }
+    }
+
+    fn wait_until_healthy(&mut self, lab: &Arc<Lab>) -> Result<(), Failure> {
+        let deadline = now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(format!("{} ended with {status}", self.engine.name()).into());
+            }
+            match health(lab) {
+                Ok(page) if page.starts_with("HTTP/1.1 200") => return Ok(()),
+                answer if now() > deadline => {
+                    return Err(format!("not healthy after {START_LIMIT:?}: {answer:?}").into());
+                }
+                _ => pause(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // Already reaped after stop(): then both calls fail, and nothing is left to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How many endpoints the engine's health page lists.
+pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
+    let answer = health(lab)?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
+    let page: serde_json::Value = serde_json::from_str(body)?;
+    // The reference's name for the list of endpoints.
+    let listed = page["enis"].as_array().ok_or("no list of endpoints")?;
+    Ok(listed.len())
+}
+
+/// The engine's health answer, head and body.
+fn health(lab: &Arc<Lab>) -> Result<String, Failure> {
+    let lab = Arc::clone(lab);
+    thread::spawn(move || {
+        lab.enter(Host::Target)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT));
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(START_LIMIT))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })
+    .join()
+    .map_err(|_| "the health client panicked")?
+}
