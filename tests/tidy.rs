@@ -254,6 +254,16 @@ fn every_drop_reason_is_given_somewhere() {
     }
 }
 
+/// What a user reads about a counter is what the program means by it.
+#[test]
+fn the_readme_explains_every_drop_reason() {
+    let readme = include_str!("../README.md");
+    for reason in gwlbtun::types::DropReason::ALL {
+        let row = format!("| `{reason}` | {} |", reason.explanation());
+        assert!(readme.contains(&row), "README.md lacks: {row}");
+    }
+}
+
 #[test]
 fn the_top_level_is_fixed() {
     let fixed = [
