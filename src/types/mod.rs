@@ -64,12 +64,3 @@ pub struct OuterPath {
     /// The UDP source port that the node used.
     pub remote_port: u16,
 }
-
-/// Which way a packet goes through the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the load balancer to a TUN: the GENEVE header comes off.
-    Decap,
-    /// From a TUN to the load balancer: the GENEVE header goes back on.
-    Encap,
-}
