@@ -138,15 +138,21 @@ impl Engine {
         kinds
     }
 
-    /// Takes from the process the right to open one more descriptor.
-    pub(crate) fn limit_descriptors(&self) {
-        let used = |number: &u32| {
-            let path = format!("/proc/{}/fd/{number}", self.pid());
-            std::fs::symlink_metadata(path).is_ok()
-        };
-        let limit = (0..65_536).take_while(used).count();
+    /// Takes from the process the right to open one more descriptor. The limit is on numbers, so
+    /// this needs that all below the highest are in use, but for one far above that it may have
+    /// inherited; returns false, and does nothing, if not.
+    pub(crate) fn limit_descriptors(&self) -> bool {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("/proc");
+        let names = open.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let numbers: Vec<usize> = names.filter_map(|name| name.parse().ok()).collect();
+        let is_free = |number: &usize| !numbers.contains(number);
+        let limit = (0..=numbers.len()).find(is_free).expect("one more than are in use");
+        if numbers.iter().any(|number| (limit..limit + 100).contains(number)) {
+            return false;
+        }
         let args = ["--pid", &self.pid().to_string(), &format!("--nofile={limit}:{limit}")];
         run(&self.namespace, "prlimit", &args);
+        true
     }
 
     /// What it has logged so far.
