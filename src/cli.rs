@@ -11,7 +11,11 @@
 use std::ffi::OsString;
 
 use clap::ArgAction;
+use clap::ArgMatches;
+use clap::CommandFactory;
+use clap::FromArgMatches;
 use clap::Parser;
+use clap::ValueEnum;
 use clap::error::ContextKind;
 use clap::error::ContextValue;
 use clap::error::ErrorKind;
@@ -50,6 +54,20 @@ pub struct Args {
     #[arg(short = 'r', long, value_name = "CMD", allow_hyphen_values = true)]
     pub cmddel: Option<OsString>,
 
+    /// Hooks that may run at a time, 1 to 64: for hooks that do not edit the same files.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = value_parser!(u16).range(1..=64),
+        allow_hyphen_values = true
+    )]
+    pub hook_jobs: u16,
+
+    /// Run hooks that any user of this host may change.
+    #[arg(long)]
+    pub allow_insecure_hooks: bool,
+
     /// Seconds without a packet either way after which an endpoint is removed; 0 means never.
     #[arg(short = 't', long, value_name = "SECS", default_value_t = 0, allow_hyphen_values = true)]
     pub timeout: u32,
@@ -77,9 +95,23 @@ pub struct Args {
     #[arg(short = 's')]
     pub status_only: bool,
 
-    /// Log debugging details.
+    /// Whose health page and log words to use: those of 3.0 or of 3.2.
+    #[arg(long, value_enum, value_name = "VERSION", default_value_t = Compat::V3_0)]
+    pub compat: Compat,
+
+    /// Log debugging details: short for --logging all=debug.
     #[arg(short = 'd', long)]
     pub debug: bool,
+
+    /// Least important level to log for each section, as section=level,...: sections core, udp,
+    /// geneve, tunnel, healthcheck, all; levels critical, important, info, debug, debugdetail.
+    /// Default: all=info.
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub logging: Option<String>,
+
+    /// Log packets as hex dumps, a few of each kind per second.
+    #[arg(short = 'x')]
+    pub hex_dump: bool,
 
     /// Print this help.
     #[arg(short = 'h', short_alias = '?', long, action = ArgAction::Help)]
@@ -134,6 +166,39 @@ pub struct Args {
     )]
     pub max_endpoints: u16,
 
+    /// Megabytes of receive queue for each worker's UDP socket; 0 means the kernel's default.
+    /// Default: 128, or less where memory is small.
+    #[arg(
+        long,
+        value_name = "MB",
+        value_parser = value_parser!(u16).range(..=1023),
+        allow_hyphen_values = true
+    )]
+    pub rcvbuf: Option<u16>,
+
+    /// Microseconds to poll the network interface for before sleeping; 0 means never.
+    #[arg(
+        long,
+        value_name = "USEC",
+        default_value_t = 0,
+        value_parser = value_parser!(u32).range(..=1_000_000),
+        allow_hyphen_values = true
+    )]
+    pub busypoll: u32,
+
+    /// Flows to have room for, as six numbers: IPv4 TCP, UDP, other, then IPv6; may be repeated
+    /// with vpce-<id>: before it. All flows share one table here, so what counts is the sum.
+    #[arg(long, value_name = "LIST", action = ArgAction::Append, allow_hyphen_values = true)]
+    pub reserve: Vec<String>,
+
+    /// Taken from version 4.0, without effect: there is no eBPF program here.
+    #[arg(short = 'e', long, value_name = "OBJFILE", allow_hyphen_values = true)]
+    pub ebpf: Option<OsString>,
+
+    /// Taken from version 4.0, without effect.
+    #[arg(short = 'I', long, value_name = "IFNAME", allow_hyphen_values = true)]
+    pub ebpf_interface: Option<OsString>,
+
     /// Use only what Linux 6.1 offers, even where the kernel has more: to look for the cause of a
     /// fault, and for tests.
     #[arg(long)]
@@ -142,6 +207,18 @@ pub struct Args {
     /// Words without a meaning. The reference program passes over them in silence.
     #[arg(hide = true)]
     stray: Vec<OsString>,
+}
+
+/// Which version's words to speak where the versions of the reference program differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// What fleets run today.
+    #[default]
+    #[value(name = "3.0")]
+    V3_0,
+    /// `gwlbEndpointId` and `summary` in the JSON page, "GWLB endpoint" in the log.
+    #[value(name = "3.2")]
+    V3_2,
 }
 
 /// The command line asks for the help, or cannot be understood. The text is for stderr, and the
@@ -155,13 +232,31 @@ pub struct Refusal(String);
 /// # Errors
 /// [`Refusal`] holds the help text, or one line that names the flag, its value and the remedy.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, Refusal> {
-    Args::try_parse_from(words).map_err(|error| {
+    let matches = Args::command().try_get_matches_from(words);
+    let args = matches.and_then(|matches| {
+        let mut args = Args::from_arg_matches(&matches)?;
+        // Two spellings of one setting: the later one counts.
+        if args.debug && args.logging.is_some() {
+            if last_place(&matches, "debug") > last_place(&matches, "logging") {
+                args.logging = None;
+            } else {
+                args.debug = false;
+            }
+        }
+        Ok(args)
+    });
+    args.map_err(|error| {
         if error.kind() == ErrorKind::DisplayHelp {
             Refusal(error.to_string())
         } else {
             Refusal(one_line(&error))
         }
     })
+}
+
+/// Where among the words an option stands for the last time.
+fn last_place(matches: &ArgMatches, option: &str) -> Option<usize> {
+    matches.indices_of(option).and_then(Iterator::max)
 }
 
 /// What clap found, without the paragraphs around it.
@@ -197,7 +292,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        use clap::CommandFactory;
         Args::command().debug_assert();
     }
 
@@ -208,6 +302,79 @@ mod tests {
         assert_eq!((args.cmdnew, args.cmddel), (None, None));
         assert!(!args.json && !args.status_only && !args.debug);
         assert_eq!((args.max_flows, args.max_endpoints), (None, 1024));
+        assert_eq!((args.hook_jobs, args.allow_insecure_hooks), (1, false));
+        assert_eq!((args.compat, args.logging), (Compat::V3_0, None));
+        assert_eq!((args.rcvbuf, args.busypoll), (None, 0));
+        assert!(!args.hex_dump && args.reserve.is_empty());
+    }
+
+    #[test]
+    fn flags_of_later_versions_are_understood() {
+        let line = "--rcvbuf 64 --busypoll=50 --reserve 1,2,3,4,5,6 --reserve vpce-0ab:6,5,4,3,2,1 \
+                    -e prog.o --ebpf-interface eth0 --compat 3.2 -x";
+        let args = parse_line(line).unwrap();
+        assert_eq!((args.rcvbuf, args.busypoll), (Some(64), 50));
+        assert_eq!(args.reserve, ["1,2,3,4,5,6", "vpce-0ab:6,5,4,3,2,1"]);
+        assert_eq!(args.ebpf.unwrap(), "prog.o");
+        assert_eq!(args.ebpf_interface.unwrap(), "eth0");
+        assert_eq!(args.compat, Compat::V3_2);
+        assert!(args.hex_dump);
+        assert_eq!(parse_line("-I eth1").unwrap().ebpf_interface.unwrap(), "eth1");
+        assert_eq!(parse_line("--ebpf x --rcvbuf 1 --rcvbuf 0").unwrap().rcvbuf, Some(0));
+    }
+
+    #[test]
+    fn debug_and_logging_are_one_setting_and_the_later_one_counts() {
+        for (line, debug, logging) in [
+            ("-d", true, None),
+            ("--logging udp=debug", false, Some("udp=debug")),
+            ("-d --logging udp=debug", false, Some("udp=debug")),
+            ("--logging udp=debug -d", true, None),
+            ("--logging udp=debug -d --logging core=debug", false, Some("core=debug")),
+            ("-d --logging=a -sd", true, None),
+        ] {
+            let args = parse_line(line).unwrap();
+            assert_eq!((args.debug, args.logging.as_deref()), (debug, logging), "{line}");
+        }
+    }
+
+    /// What is unambiguous there must not become ambiguous by a flag of ours.
+    #[test]
+    fn every_prefix_that_the_reference_knows_still_works() {
+        let theirs = [
+            "cmdnew",
+            "cmddel",
+            "timeout",
+            "idle",
+            "port",
+            "json",
+            "debug",
+            "logging",
+            "udpthreads",
+            "tunthreads",
+            "udpaffinity",
+            "tunaffinity",
+            "rcvbuf",
+            "busypoll",
+            "reserve",
+            "ebpf",
+            "ebpf-interface",
+        ];
+        for name in theirs {
+            for end in 1..=name.len() {
+                let prefix = &name[..end];
+                let fits = theirs.iter().filter(|other| other.starts_with(prefix)).count();
+                if fits > 1 && prefix != name {
+                    continue;
+                }
+                let value = match name {
+                    "json" | "debug" => "",
+                    _ => "=1",
+                };
+                let parsed = parse_line(&format!("--{prefix}{value}"));
+                assert!(parsed.is_ok(), "--{prefix} for --{name}: {parsed:?}");
+            }
+        }
     }
 
     #[test]
@@ -242,6 +409,16 @@ mod tests {
                 "-s",
                 "-d",
                 "-h",
+                "-x",
+                "-e",
+                "-I",
+                "--logging",
+                "--compat",
+                "--rcvbuf",
+                "--busypoll",
+                "--reserve",
+                "--hook-jobs",
+                "--allow-insecure-hooks",
                 "--udpthreads",
                 "--tunthreads",
                 "--udpaffinity",
@@ -269,7 +446,10 @@ mod tests {
             ("--workers 0", ["--workers", "\"0\""]),
             ("--max-endpoints 5000", ["--max-endpoints", "4096"]),
             ("-c", ["--cmdnew", "value"]),
-            ("-x", ["-x", "--help"]),
+            ("-z", ["-z", "--help"]),
+            ("--compat 3.1", ["--compat", "3.1"]),
+            ("--rcvbuf 1024", ["--rcvbuf", "1023"]),
+            ("--hook-jobs 0", ["--hook-jobs", "\"0\""]),
             ("--nonsense", ["--nonsense", "--help"]),
             ("--tun 1", ["--tun", "--help"]),
         ] {

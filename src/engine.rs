@@ -127,9 +127,8 @@ struct Proven {
 /// # Errors
 /// When it cannot start, or a part that it cannot do without has failed.
 pub fn run(settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
-    let proven = prove(&settings, ram_bytes)?;
-    let threshold = if settings.debug { Level::Debug } else { Level::Info };
-    let (log, log_thread) = Log::start(threshold, std::io::stdout())
+    let proven = prove(&settings)?;
+    let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
     log.announce_configuration();
     let Features { defer_taskrun, read_multishot } = proven.features;
@@ -151,7 +150,7 @@ pub fn run(settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
 }
 
 /// Tries everything that the program cannot do without, for real.
-fn prove(settings: &Settings, ram_bytes: u64) -> Result<Proven, StartError> {
+fn prove(settings: &Settings) -> Result<Proven, StartError> {
     limits::raise_open_files()?;
     let probed = Features::probe().map_err(|error| {
         if error.errno == Errno::EOPNOTSUPP {
@@ -167,10 +166,9 @@ fn prove(settings: &Settings, ram_bytes: u64) -> Result<Proven, StartError> {
         let remedy = "load the tun module; in a container, add --device /dev/net/tun";
         StartError::Missing { error, remedy }
     })?;
-    let workers = settings.workers.len();
-    let share = ram_bytes / 64 / u64::try_from(workers).unwrap_or(u64::MAX).max(1);
-    let queue_bytes = usize::try_from(share.min(128 << 20)).unwrap_or(128 << 20);
-    let receivers: Result<_, _> = (0..workers).map(|_| udp::open_receiver(queue_bytes)).collect();
+    let queue_bytes = settings.receive_queue_bytes;
+    let receivers: Result<_, _> =
+        settings.workers.iter().map(|_| udp::open_receiver(queue_bytes)).collect();
     let receivers = receivers.map_err(StartError::UdpPort)?;
     let listener = match settings.health {
         Some(health) => Some(health::bind(health.port).map_err(StartError::HealthPort)?),

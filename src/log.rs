@@ -11,6 +11,9 @@
 //! control characters before it is written.
 
 mod limiter;
+mod thresholds;
+
+pub use thresholds::Thresholds;
 
 use std::fmt;
 use std::io;
@@ -90,6 +93,10 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every level, most important first.
+    pub const ALL: [Self; 5] =
+        [Self::Critical, Self::Important, Self::Info, Self::Debug, Self::DebugDetail];
+
     /// Name in the log.
     pub const fn name(self) -> &'static str {
         match self {
@@ -111,7 +118,7 @@ pub struct Log {
 
 #[derive(Debug)]
 struct Shared {
-    threshold: Level,
+    thresholds: Thresholds,
     lost: AtomicU64,
     limiter: Mutex<Limiter>,
 }
@@ -133,18 +140,18 @@ struct Line {
 }
 
 impl Log {
-    /// Starts the log's thread: lines of `threshold` and above go to `sink`, flushed one by one.
+    /// Starts the log's thread: lines that `thresholds` let pass go to `sink`, flushed one by one.
     ///
     /// # Errors
     /// When the host is out of threads.
     pub fn start(
-        threshold: Level,
+        thresholds: Thresholds,
         sink: impl Write + Send + 'static,
     ) -> io::Result<(Self, LogThread)> {
         let (queue, entries) = crossbeam_channel::bounded(QUEUE_LINES);
         let (done, finished) = crossbeam_channel::bounded::<()>(0);
         let shared =
-            Arc::new(Shared { threshold, lost: AtomicU64::new(0), limiter: Mutex::default() });
+            Arc::new(Shared { thresholds, lost: AtomicU64::new(0), limiter: Mutex::default() });
         let log = Self { queue, shared };
         let writer = Writer { sink, entries, shared: Arc::clone(&log.shared) };
         thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
@@ -158,9 +165,14 @@ impl Log {
     /// Logs a line whose rate something else bounds: the life of an endpoint, a hook's output,
     /// start and stop.
     pub fn line(&self, section: Section, level: Level, text: fmt::Arguments<'_>) {
-        if level <= self.shared.threshold {
+        if self.shows(section, level) {
             self.enqueue(section, level, text.to_string());
         }
+    }
+
+    /// Whether lines of `section` and `level` are written at all.
+    pub fn shows(&self, section: Section, level: Level) -> bool {
+        level <= self.shared.thresholds.of(section)
     }
 
     /// Logs an event that may happen at any rate. `event` names it: 10 lines a second pass for
@@ -172,7 +184,7 @@ impl Log {
         event: &'static str,
         text: fmt::Arguments<'_>,
     ) {
-        if level > self.shared.threshold {
+        if !self.shows(section, level) {
             return;
         }
         let verdict = self.shared.limiter().judge(event, clock::now());
@@ -192,7 +204,7 @@ impl Log {
         for section in Section::ALL {
             text.push_str(section.name());
             text.push('=');
-            text.push_str(self.shared.threshold.name());
+            text.push_str(self.shared.thresholds.of(section).name());
             text.push_str("  ");
         }
         self.enqueue(Section::Core, Level::Important, text);
@@ -361,7 +373,7 @@ mod tests {
     #[test]
     fn what_is_below_the_threshold_stays_out() {
         let page = Page::default();
-        let (log, thread) = Log::start(Level::Info, page.clone()).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
         log.announce_configuration();
         log.line(Section::Core, Level::Debug, format_args!("hidden"));
         log.event(Section::Udp, Level::DebugDetail, "x", format_args!("hidden"));
@@ -379,7 +391,7 @@ mod tests {
     #[test]
     fn a_flood_of_one_event_is_told_as_a_number() {
         let page = Page::default();
-        let (log, thread) = Log::start(Level::Info, page.clone()).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
         for n in 0..3000 {
             log.event(Section::Udp, Level::Info, "flood", format_args!("flood {n}"));
         }
@@ -400,7 +412,7 @@ mod tests {
     #[test]
     fn a_sink_that_takes_nothing_blocks_nobody() {
         let (reader, writer) = io::pipe().unwrap();
-        let (log, thread) = Log::start(Level::Info, writer).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), writer).unwrap();
         let long = "x".repeat(1000);
         for _ in 0..2 * QUEUE_LINES {
             log.line(Section::Core, Level::Info, format_args!("{long}"));

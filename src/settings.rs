@@ -12,6 +12,7 @@
 //! Without a list, workers are spread over the cores of the process in turn.
 
 mod cpu_list;
+mod reserve;
 
 pub use cpu_list::CpuListError;
 pub use cpu_list::parse as parse_cpu_list;
@@ -21,7 +22,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::cli::Args;
+pub use crate::cli::Compat;
+use crate::log::Level;
+use crate::log::Thresholds;
 use crate::types::WorkerId;
+use reserve::ReserveError;
 
 /// Most workers: a TUN has at most 256 queues (`MAX_TAP_QUEUES`, drivers/net/tun.c), and each
 /// worker owns one.
@@ -30,6 +35,12 @@ pub const WORKERS_MAX: usize = 256;
 /// Bytes of memory that one flow is reckoned with when the limit on flows is derived from the
 /// size of the memory: its entry and its share of the index.
 const FLOW_BYTES: u64 = 72;
+
+/// Most flows that can be asked for.
+pub const FLOWS_MAX: u32 = 100_000_000;
+
+/// Longest receive queue without being asked for: the reference program's default since 3.2.
+const RECEIVE_QUEUE_BYTES_MAX: usize = 128 << 20;
 
 /// What settings must know about the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +62,16 @@ pub struct Settings {
     pub tcp_idle: Duration,
     /// The health port, if there is one.
     pub health: Option<HealthSettings>,
-    /// Whether debugging details are logged.
-    pub debug: bool,
+    /// Whose words the log and the health page speak.
+    pub compat: Compat,
+    /// Which lines are logged.
+    pub thresholds: Thresholds,
+    /// Whether samples of packets are logged as hex dumps.
+    pub hex_dump: bool,
+    /// Length of each receive socket's queue in bytes; 0 leaves it at the kernel's default.
+    pub receive_queue_bytes: usize,
+    /// How long a worker polls the network interface before it sleeps, microseconds; 0 is never.
+    pub busy_poll_us: u32,
     /// Whether to use only what the oldest supported kernel offers.
     pub kernel_floor: bool,
     /// The workers, numbered from 0; 1 to [`WORKERS_MAX`] of them.
@@ -66,12 +85,16 @@ pub struct Settings {
 }
 
 /// The commands of `-c` and `-r`; words and shell syntax as typed, never empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hooks {
     /// Runs when an endpoint's links are up, before the first packet.
     pub create: Option<OsString>,
     /// Runs before an endpoint's links go.
     pub destroy: Option<OsString>,
+    /// How many run at a time, at least 1; 1 keeps them in order.
+    pub jobs: u16,
+    /// Whether those may be run that any user of this host can change.
+    pub insecure_allowed: bool,
 }
 
 /// The health port.
@@ -83,6 +106,8 @@ pub struct HealthSettings {
     pub json: bool,
     /// Whether the answer has a body at all.
     pub body: bool,
+    /// Whose words it speaks.
+    pub compat: Compat,
 }
 
 /// One worker to start.
@@ -109,6 +134,9 @@ pub enum SettingsError {
         /// What is wrong with it.
         reason: CpuListError,
     },
+    /// A reservation of flows is malformed.
+    #[error("--reserve \"{0}\": {1}; write six numbers like 16384,16384,1024,1024,1024,1024")]
+    BadReserve(String, ReserveError),
     /// More workers than a TUN has queues.
     #[error("{0} workers asked for, but a TUN has at most {WORKERS_MAX} queues; ask for fewer")]
     TooManyWorkers(usize),
@@ -126,10 +154,20 @@ impl Settings {
             None => workers_spread(at_most_queues(count_asked_for(args, host))?, host),
         };
         at_most_queues(workers.len())?;
+        if args.ebpf.is_some() || args.ebpf_interface.is_some() {
+            warnings.push(
+                "-e and -I are without effect: packets take the io_uring workers' way, no eBPF \
+                 program"
+                    .to_owned(),
+            );
+        }
         Ok(Self {
+            thresholds: thresholds(args, &mut warnings),
             hooks: Hooks {
                 create: args.cmdnew.clone().filter(|command| !command.is_empty()),
                 destroy: args.cmddel.clone().filter(|command| !command.is_empty()),
+                jobs: args.hook_jobs,
+                insecure_allowed: args.allow_insecure_hooks,
             },
             tunnel_idle: (args.timeout > 0).then(|| Duration::from_secs(args.timeout.into())),
             tcp_idle: Duration::from_secs(args.idle.into()),
@@ -137,11 +175,15 @@ impl Settings {
                 port: args.port,
                 json: args.json,
                 body: !args.status_only,
+                compat: args.compat,
             }),
-            debug: args.debug,
+            compat: args.compat,
+            hex_dump: args.hex_dump,
+            receive_queue_bytes: receive_queue_bytes(args, host, workers.len()),
+            busy_poll_us: args.busypoll,
             kernel_floor: args.kernel_floor,
             workers,
-            flows_max: args.max_flows.unwrap_or_else(|| flows_for(host.ram_bytes)),
+            flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,
             warnings,
         })
@@ -210,6 +252,46 @@ fn workers_spread(count: usize, host: &Host) -> Vec<WorkerSpec> {
         .collect()
 }
 
+/// The levels of the log.
+fn thresholds(args: &Args, warnings: &mut Vec<String>) -> Thresholds {
+    if args.debug {
+        return Thresholds::all(Level::Debug);
+    }
+    let Some(list) = &args.logging else { return Thresholds::default() };
+    let (thresholds, complaints) = Thresholds::parse(list);
+    warnings.extend(complaints);
+    thresholds
+}
+
+/// The length of a receive queue: as asked for, else 128 MiB or the worker's share of a 64th of
+/// the memory, whichever is less.
+fn receive_queue_bytes(args: &Args, host: &Host, workers: usize) -> usize {
+    if let Some(megabytes) = args.rcvbuf {
+        return usize::from(megabytes) << 20;
+    }
+    let share = host.ram_bytes / 64 / u64::try_from(workers).unwrap_or(u64::MAX).max(1);
+    usize::try_from(share).unwrap_or(usize::MAX).min(RECEIVE_QUEUE_BYTES_MAX)
+}
+
+/// The limit on flows: as asked for, else from the memory, and then no less than is reserved.
+fn flows_max(args: &Args, host: &Host, warnings: &mut Vec<String>) -> Result<u32, SettingsError> {
+    let mut reserved = 0_u32;
+    for list in &args.reserve {
+        let flows = reserve::parse(list)
+            .map_err(|problem| SettingsError::BadReserve(list.clone(), problem))?;
+        reserved = reserved.saturating_add(flows);
+    }
+    let Some(limit) = args.max_flows else {
+        return Ok(flows_for(host.ram_bytes).max(reserved.min(FLOWS_MAX)));
+    };
+    if reserved > limit {
+        warnings.push(format!(
+            "--reserve asks for room for {reserved} flows, --max-flows {limit} wins"
+        ));
+    }
+    Ok(limit)
+}
+
 /// The default limit on flows: a 64th of the memory, between 65,536 and 4 million flows.
 fn flows_for(ram_bytes: u64) -> u32 {
     let flows = (ram_bytes / 64 / FLOW_BYTES).clamp(65_536, 4_000_000);
@@ -239,7 +321,10 @@ mod tests {
         assert_eq!(plain.tunnel_idle, None);
         assert_eq!(plain.tcp_idle, Duration::from_secs(350));
         assert_eq!(plain.health, None);
-        assert_eq!(plain.hooks, Hooks::default());
+        assert_eq!((&plain.hooks.create, &plain.hooks.destroy), (&None, &None));
+        assert_eq!((plain.hooks.jobs, plain.hooks.insecure_allowed), (1, false));
+        assert_eq!(plain.receive_queue_bytes, 8 << 20, "1 GiB / 64 / 2 workers");
+        assert_eq!((plain.thresholds, plain.hex_dump), (Thresholds::default(), false));
         assert_eq!(plain.endpoints_max, 1024);
         assert!(plain.warnings.is_empty());
     }
@@ -298,6 +383,40 @@ mod tests {
         assert_eq!(page.hooks.create.unwrap(), "hook.sh");
         assert_eq!(page.hooks.destroy, None);
         assert_eq!(page.tunnel_idle, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn levels_of_the_log() {
+        assert_eq!(settings("-d", &[0]).unwrap().thresholds, Thresholds::all(Level::Debug));
+        let odd = settings("--logging all=debug,x", &[0]).unwrap();
+        assert_eq!(odd.thresholds, Thresholds::all(Level::Debug));
+        assert_eq!(odd.warnings, ["--logging: \"x\" is ignored: write section=level"]);
+    }
+
+    #[test]
+    fn flags_of_later_versions() {
+        let asked = settings("--rcvbuf 3 --busypoll 50 --compat 3.2 -x -p 1", &[0]).unwrap();
+        assert_eq!((asked.receive_queue_bytes, asked.busy_poll_us), (3 << 20, 50));
+        assert_eq!((asked.compat, asked.health.unwrap().compat), (Compat::V3_2, Compat::V3_2));
+        assert!(asked.hex_dump && asked.warnings.is_empty());
+        let bpf = settings("-e prog.o -I eth0", &[0]).unwrap();
+        assert!(bpf.warnings[0].starts_with("-e and -I are without effect"), "{bpf:?}");
+        assert_eq!(settings("--rcvbuf 0", &[0]).unwrap().receive_queue_bytes, 0);
+    }
+
+    #[test]
+    fn reserved_flows_find_room() {
+        let line = "--reserve 200000,200000,1,1,1,1 --reserve vpce-0ab:100000,0,0,0,0,0";
+        assert_eq!(settings(line, &[0]).unwrap().flows_max, 500_004);
+        assert_eq!(settings("--reserve 1,1,1,1,1,1", &[0]).unwrap().flows_max, 233_016);
+        let less = settings(&format!("{line} --max-flows 1000"), &[0]).unwrap();
+        assert_eq!(less.flows_max, 1000);
+        assert_eq!(
+            less.warnings,
+            ["--reserve asks for room for 500004 flows, --max-flows 1000 wins"]
+        );
+        let odd = settings("--reserve 1,2,x", &[0]).unwrap_err();
+        assert!(odd.starts_with("--reserve \"1,2,x\": "), "{odd}");
     }
 
     #[test]

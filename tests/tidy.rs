@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sys", &["types"]),
     // An engine executes the plans of the path and knows nothing else of it.
     ("uring", &["path::plan", "sys", "types"]),
-    ("settings", &["cli", "types"]),
+    ("settings", &["cli", "log", "types"]),
     ("worker", &["flow", "path", "stats", "sys", "types", "uring"]),
     ("control", &["flow", "log", "settings", "stats", "sys", "types", "worker::mailbox"]),
     (

@@ -2,6 +2,7 @@
 //! threads which do as they are told.
 
 use super::*;
+use crate::log::Thresholds;
 use crate::log::page::Page;
 use crate::settings::Host;
 use crate::sys::Errno;
@@ -69,7 +70,7 @@ impl Rig {
             .map(|id| worker(id, events.clone(), tell.clone(), flags.map(Arc::clone)));
         let admission = Arc::new(Admission::new(2, 100, Duration::from_millis(1)));
         let log = Page::default();
-        let (log_handle, _) = Log::start(Level::Info, log.clone()).unwrap();
+        let (log_handle, _) = Log::start(Thresholds::default(), log.clone()).unwrap();
         let permits = Arc::clone(&admission);
         let control = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");

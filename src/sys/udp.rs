@@ -41,7 +41,7 @@ const RECEIVE_BYTES_MIN: usize = 212_992;
 /// Opens a socket that receives GENEVE on every local address, beside the other workers' sockets.
 ///
 /// The receive queue is made `queue_bytes` long: beyond `net.core.rmem_max` where the process has
-/// `CAP_NET_ADMIN`, up to it otherwise.
+/// `CAP_NET_ADMIN`, up to it otherwise. 0 leaves it at the kernel's default.
 ///
 /// # Errors
 /// `EADDRINUSE` when another user, or a program without `SO_REUSEPORT`, has the port.
@@ -51,9 +51,11 @@ pub fn open_receiver(queue_bytes: usize) -> Result<OwnedFd, Error> {
     let fd = open(subject)?;
     setsockopt(&fd, sockopt::ReusePort, &true).map_err(fail("setsockopt SO_REUSEPORT"))?;
     setsockopt(&fd, sockopt::Ipv4PacketInfo, &true).map_err(fail("setsockopt IP_PKTINFO"))?;
-    let queue_bytes = queue_bytes.max(RECEIVE_BYTES_MIN);
-    if setsockopt(&fd, sockopt::RcvBufForce, &queue_bytes).is_err() {
-        setsockopt(&fd, sockopt::RcvBuf, &queue_bytes).map_err(fail("setsockopt SO_RCVBUF"))?;
+    if queue_bytes > 0 {
+        let queue_bytes = queue_bytes.max(RECEIVE_BYTES_MIN);
+        if setsockopt(&fd, sockopt::RcvBufForce, &queue_bytes).is_err() {
+            setsockopt(&fd, sockopt::RcvBuf, &queue_bytes).map_err(fail("setsockopt SO_RCVBUF"))?;
+        }
     }
     set_send_options(&fd, subject)?;
     let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, GENEVE_PORT));

@@ -87,6 +87,7 @@ fn answer(request: Request, settings: HealthSettings, board: &Board) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Compat;
     use std::fs;
 
     fn http_threads() -> usize {
@@ -101,7 +102,8 @@ mod tests {
     fn its_threads_end_with_it() {
         // tiny_http's threads have no name of their own, and inherit that of this one.
         let run = || {
-            let settings = HealthSettings { port: 1, json: false, body: true };
+            let settings =
+                HealthSettings { port: 1, json: false, body: true, compat: Compat::V3_0 };
             let backend = Backend::start(settings, Arc::default()).unwrap();
             while http_threads() == 1 {
                 thread::yield_now();

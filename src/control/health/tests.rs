@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::log::Level;
+use crate::log::Thresholds;
+use crate::settings::Compat;
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,7 +13,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time;
 
-const TEXT: HealthSettings = HealthSettings { port: 1, json: false, body: true };
+const TEXT: HealthSettings =
+    HealthSettings { port: 1, json: false, body: true, compat: Compat::V3_0 };
 
 const REQUEST: &[u8] = b"GET /any/path HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -33,7 +36,7 @@ fn with_gate<F: Future<Output = ()>>(settings: HealthSettings, test: impl FnOnce
         let refreshed = Rc::new(Cell::new(0));
         let count = Rc::clone(&refreshed);
         let refresh = Box::new(move || count.set(count.get() + 1));
-        let (log, _) = Log::start(Level::Critical, io::sink()).unwrap();
+        let (log, _) = Log::start(Thresholds::all(Level::Critical), io::sink()).unwrap();
         let gate = Rc::new(Gate::new(settings, Arc::clone(&board), refresh, log).unwrap());
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         tokio::task::spawn_local(Rc::clone(&gate).run(listener));

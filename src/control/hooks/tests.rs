@@ -1,8 +1,8 @@
 //! The runner against a real shell.
 
 use super::*;
-use crate::log::Level;
 use crate::log::LogThread;
+use crate::log::Thresholds;
 use crate::log::page::Page;
 use crate::sys::clock;
 
@@ -16,7 +16,7 @@ struct Paper {
 impl Paper {
     fn new() -> Self {
         let page = Page::default();
-        let (log, thread) = Log::start(Level::Info, page.clone()).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
         Self { log, thread, page }
     }
 
