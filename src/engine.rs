@@ -4,6 +4,8 @@
 //! Start-up fails in one place with one line: [`StartError`] says what is missing, the likely
 //! cause, and what to do; its exit code tells a supervisor which kind it is.
 
+mod budget;
+
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ use crate::worker::Worker;
 use crate::worker::WorkerParts;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Mailbox;
+use budget::Budget;
 
 /// Longest datagram and frame, bytes: an EC2 interface's MTU is 9,001 at most.
 const PACKET_BYTES_MAX: usize = 9216;
@@ -58,11 +61,11 @@ const HEADROOM_BYTES: usize = 256;
 const BUFFERS_OFFERED: u16 = 256;
 const BUFFERS: u16 = 512;
 
-/// Most send sockets of a worker: source ports that a load balancer uses at a time.
-const SENDERS_MAX: u16 = 1024;
-
 /// After the first burst, one new endpoint per this time: what a host's netlink keeps up with.
 const ENDPOINT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Packets for the log that wait for it.
+const SAMPLES: usize = 256;
 
 /// How long the threads may take to end.
 const END_MAX: Duration = Duration::from_secs(2);
@@ -87,6 +90,19 @@ pub enum StartError {
     /// UDP port 6081 cannot be had.
     #[error("cannot receive GENEVE: {0}; another program has the port: see ss -lunp sport = 6081")]
     UdpPort(sys::Error),
+    /// The limit on open files does not carry one endpoint.
+    #[error(
+        "the limit on open files is {limit}, which does not carry one endpoint with {workers} \
+         workers; set LimitNOFILE={least} or more, or fewer --workers"
+    )]
+    OpenFiles {
+        /// The hard limit.
+        limit: u64,
+        /// How many workers there would be.
+        workers: usize,
+        /// The smallest limit that will do.
+        least: u64,
+    },
     /// `io_uring` is forbidden or fails.
     #[error(
         "cannot use io_uring: {0}; look at kernel.io_uring_disabled, at the container's seccomp \
@@ -102,13 +118,13 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit code: 1 health port, 2 permission, 3 device or kernel feature, 4 UDP port,
+    /// The exit code: 1 health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
     /// 5 `io_uring`, at start or later.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::HealthPort(_) | Self::Host(_) => 1,
             Self::Permission(_) => 2,
-            Self::Missing { .. } => 3,
+            Self::Missing { .. } | Self::OpenFiles { .. } => 3,
             Self::UdpPort(_) => 4,
             Self::IoUring(_) | Self::Control(_) => 5,
         }
@@ -118,6 +134,7 @@ impl StartError {
 /// What the host has shown to be able to do.
 struct Proven {
     features: Features,
+    budget: Budget,
     receivers: Vec<OwnedFd>,
     listener: Option<TcpListener>,
 }
@@ -126,12 +143,23 @@ struct Proven {
 ///
 /// # Errors
 /// When it cannot start, or a part that it cannot do without has failed.
-pub fn run(settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
-    let proven = prove(&settings)?;
+pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
+    let proven = prove(&mut settings)?;
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
     log.announce_configuration();
-    let Features { defer_taskrun, read_multishot } = proven.features;
+    announce_features(proven.features, settings.busy_poll_us, &log);
+    let result = run_proven(settings, ram_bytes, proven, &log);
+    if result.is_ok() {
+        log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
+    }
+    LogThread::finish(log_thread);
+    result
+}
+
+/// Says what the kernel can do, and what was asked for in vain.
+fn announce_features(features: Features, busy_poll_us: u32, log: &Log) {
+    let Features { defer_taskrun, read_multishot, busy_poll } = features;
     log.line(
         Section::Core,
         Level::Info,
@@ -141,17 +169,18 @@ pub fn run(settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
             if read_multishot { "yes" } else { "no: poll and read instead" },
         ),
     );
-    let result = run_proven(settings, ram_bytes, proven, &log);
-    if result.is_ok() {
-        log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
+    if busy_poll_us > 0 && !busy_poll {
+        log.line(
+            Section::Udp,
+            Level::Important,
+            format_args!("--busypoll is without effect: io_uring polls devices since Linux 6.9."),
+        );
     }
-    LogThread::finish(log_thread);
-    result
 }
 
 /// Tries everything that the program cannot do without, for real.
-fn prove(settings: &Settings) -> Result<Proven, StartError> {
-    limits::raise_open_files()?;
+fn prove(settings: &mut Settings) -> Result<Proven, StartError> {
+    let budget = divide_open_files(settings)?;
     let probed = Features::probe().map_err(|error| {
         if error.errno == Errno::EOPNOTSUPP {
             return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
@@ -174,7 +203,25 @@ fn prove(settings: &Settings) -> Result<Proven, StartError> {
         Some(health) => Some(health::bind(health.port).map_err(StartError::HealthPort)?),
         None => None,
     };
-    Ok(Proven { features, receivers, listener })
+    Ok(Proven { features, budget, receivers, listener })
+}
+
+/// Raises the limit on open files as far as it goes, and limits the endpoints to what it carries.
+fn divide_open_files(settings: &mut Settings) -> Result<Budget, StartError> {
+    let limit = limits::raise_open_files()?;
+    let workers = settings.workers.len();
+    let budget = Budget::new(limit, workers, settings.endpoints_max)
+        .map_err(|least| StartError::OpenFiles { limit, workers, least })?;
+    let Budget { endpoints, wanted, .. } = budget;
+    if endpoints < settings.endpoints_max {
+        settings.warnings.push(format!(
+            "The limit on open files, {limit}, carries {endpoints} endpoints with {workers} \
+             workers, not {}: set LimitNOFILE={wanted}.",
+            settings.endpoints_max
+        ));
+        settings.endpoints_max = endpoints;
+    }
+    Ok(budget)
 }
 
 fn run_proven(
@@ -183,18 +230,10 @@ fn run_proven(
     proven: Proven,
     log: &Log,
 ) -> Result<(), StartError> {
-    let Proven { features, receivers, listener } = proven;
+    let Proven { features, budget, receivers, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
-    // Every worker announces an endpoint that it sees, and all but one get their permit back: with
-    // fewer permits the last endpoint would be refused by some. Control has as many slots as the
-    // limit says.
-    let announcing = u32::try_from(workers).unwrap_or(u32::MAX);
-    let admission = Arc::new(Admission::new(
-        u32::from(settings.endpoints_max).saturating_add(announcing),
-        u32::from(settings.endpoints_max).saturating_add(announcing),
-        ENDPOINT_INTERVAL,
-    ));
+    let admission = Arc::new(admission(settings.endpoints_max, workers));
     let seed = HashSeed::random().map_err(|error| {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
         sys::Error::new("getrandom", "key of the flow hash", errno)
@@ -204,10 +243,11 @@ fn run_proven(
     let control_wake = Arc::new(EventFd::new()?);
     let (events, inbox) =
         Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
+    let (samples, samples_inbox) = Mailbox::new(SAMPLES, Arc::clone(&control_wake));
     let (netdev, netdev_thread) = netdev::spawn()?;
 
     let mut started = Started::default();
-    let driver = driver_plan(features, settings.endpoints_max, workers, ram_bytes);
+    let driver = driver_plan(features, budget, &settings, ram_bytes);
     for (spec, receiver) in settings.workers.iter().zip(receivers) {
         let wake = Arc::new(EventFd::new()?);
         let (mailbox, commands) = Mailbox::new(4 * endpoints_max + 64, Arc::clone(&wake));
@@ -220,6 +260,7 @@ fn run_proven(
             commands,
             wake,
             events: events.clone(),
+            samples: samples.clone(),
             admission: Arc::clone(&admission),
             flows: Arc::clone(&flows),
             cell: Arc::clone(&cell),
@@ -232,6 +273,7 @@ fn run_proven(
         settings: Arc::new(settings),
         workers: started.links,
         events: inbox,
+        samples: samples_inbox,
         wake: control_wake,
         admission,
         listener,
@@ -245,6 +287,15 @@ fn run_proven(
         log.line(Section::Tunnel, Level::Critical, format_args!("The netdev thread failed."));
     }
     result.map_err(StartError::from)
+}
+
+/// Every worker announces an endpoint that it sees, and all but one get their permit back: with
+/// fewer permits than this the last endpoint would be refused by some. Control has as many slots
+/// as the limit says.
+fn admission(endpoints_max: u16, workers: usize) -> Admission {
+    let announcing = u32::try_from(workers).unwrap_or(u32::MAX);
+    let permits = u32::from(endpoints_max).saturating_add(announcing);
+    Admission::new(permits, permits, ENDPOINT_INTERVAL)
 }
 
 #[derive(Default)]
@@ -274,11 +325,6 @@ fn start_worker(
         .map_err(|error| sys::Error::from_io("clone", "worker thread", &error))?;
     match is_ready.recv() {
         Ok(Ok(thread_id)) => Ok((WorkerThread { thread, ended }, thread_id)),
-        // The size of a ring's table of files is bound by the limit on open files.
-        Ok(Err(error)) if error.errno == Errno::EMFILE => Err(StartError::Missing {
-            error,
-            remedy: "raise the hard limit on open files (LimitNOFILE) or lower --max-endpoints",
-        }),
         Ok(Err(error)) => Err(StartError::IoUring(error)),
         Err(_) => {
             let error = sys::Error::new("clone", format!("worker {}", spec.id), Errno::ECHILD);
@@ -337,10 +383,11 @@ fn end(worker: WorkerThread, log: &Log) {
 /// Sizes of a worker's ring: all workers' buffers together take 1/16 of main memory at most.
 fn driver_plan(
     features: Features,
-    endpoints_max: u16,
-    workers: usize,
+    budget: Budget,
+    settings: &Settings,
     ram_bytes: u64,
 ) -> DriverPlan {
+    let workers = settings.workers.len();
     let bytes_per_buffer = 2 * (HEADROOM_BYTES + PACKET_BYTES_MAX) * workers;
     let affordable = ram_bytes / 16 / u64::try_from(bytes_per_buffer).unwrap_or(u64::MAX);
     let mut count = BUFFERS;
@@ -364,8 +411,9 @@ fn driver_plan(
             headroom_bytes: HEADROOM_BYTES,
             filled_bytes: virtio_net::HEADER_BYTES + PACKET_BYTES_MAX,
         },
-        senders_max: SENDERS_MAX,
-        endpoints_max,
+        senders_max: budget.senders,
+        endpoints_max: settings.endpoints_max,
+        busy_poll_us: settings.busy_poll_us,
         features,
     }
 }

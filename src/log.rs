@@ -198,6 +198,14 @@ impl Log {
         self.enqueue(section, level, text.to_string());
     }
 
+    /// Adds to the number of lines of `event` that were held back, where somebody before the log
+    /// has left some out.
+    pub fn held_back(&self, event: &'static str, lines: u64) {
+        if lines > 0 {
+            self.shared.limiter().held_back(event, lines, clock::now());
+        }
+    }
+
     /// The reference program's first line, which lists the threshold of every section.
     pub fn announce_configuration(&self) {
         let mut text = String::from("Logging thread started. Configuration:");

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("uring", &["path::plan", "sys", "types"]),
     ("settings", &["cli", "log", "types"]),
     ("worker", &["flow", "path", "stats", "sys", "types", "uring"]),
-    ("control", &["flow", "log", "settings", "stats", "sys", "types", "worker::mailbox"]),
+    ("control", &["flow", "log", "settings", "stats", "sys", "types", "wire", "worker::mailbox"]),
     (
         "engine",
         &["control", "flow", "log", "settings", "stats", "sys", "types", "uring", "wire", "worker"],

@@ -7,6 +7,7 @@
 //! | `life` | what happens to one endpoint, in order |
 //! | `hooks` | the operator's commands |
 //! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
+//! | `samples` | packets that workers looked at, for the log |
 //! | `status`, `health` | the state of the program, and the port that tells it |
 //!
 //! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
@@ -18,6 +19,7 @@ pub mod hooks;
 mod life;
 pub mod netdev;
 mod registry;
+mod samples;
 mod slots;
 mod status;
 
@@ -58,6 +60,7 @@ use crate::worker::mailbox::Command;
 use crate::worker::mailbox::Event;
 use crate::worker::mailbox::Mailbox;
 use crate::worker::mailbox::Policy;
+use crate::worker::mailbox::Sample;
 use health::Board;
 use hooks::HookLimits;
 use hooks::HookRunner;
@@ -68,6 +71,7 @@ use netdev::NetdevError;
 use registry::Announced;
 use registry::Phase;
 use registry::Registry;
+use samples::Samples;
 use status::Status;
 
 /// How often the state of the program is looked at.
@@ -85,6 +89,8 @@ pub struct Parts {
     pub workers: Vec<WorkerLink>,
     /// What workers say.
     pub events: Receiver<Event>,
+    /// Packets that they looked at.
+    pub samples: Receiver<Sample>,
     /// What wakes control when they do.
     pub wake: Arc<EventFd>,
     /// The permits that the workers take.
@@ -132,6 +138,7 @@ struct Control {
     admission: Arc<Admission>,
     netdev: netdev::Handle,
     hooks: HookRunner,
+    samples: Samples,
     log: Log,
     status: RefCell<Status>,
     registry: RefCell<Registry>,
@@ -182,6 +189,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         hooks: HookRunner::start(HookLimits::default(), parts.log.clone()),
         status: RefCell::new(Status::new(&settings, Arc::clone(&board), clock::now())),
         registry: RefCell::new(Registry::new(settings.endpoints_max, parts.workers.len())),
+        samples: Samples::new(parts.log.clone(), settings.hex_dump),
         settings,
         workers: parts.workers,
         admission: parts.admission,
@@ -200,7 +208,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         health::serve(listener, settings, board, refresh, control.log.clone())?;
     }
     let wake = Readiness::of(&parts.wake)?;
-    tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events));
+    tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events, parts.samples));
     control.greet();
     control.work(&mut signals).await;
     control.wind_up(&mut signals).await;
@@ -233,7 +241,8 @@ impl Control {
         for warning in &self.settings.warnings {
             self.log.line(Section::Core, Level::Important, format_args!("{warning}"));
         }
-        let policy = Arc::new(Policy::new(self.settings.tcp_idle));
+        let samples = self.samples.wish();
+        let policy = Arc::new(Policy { samples, ..Policy::new(self.settings.tcp_idle) });
         self.post_all(|_| Command::Policy(Arc::clone(&policy)));
     }
 
@@ -310,12 +319,21 @@ impl Control {
     }
 
     /// Listens to the workers for ever.
-    async fn hear(self: Rc<Self>, wake: Readiness, eventfd: Arc<EventFd>, events: Receiver<Event>) {
+    async fn hear(
+        self: Rc<Self>,
+        wake: Readiness,
+        eventfd: Arc<EventFd>,
+        events: Receiver<Event>,
+        samples: Receiver<Sample>,
+    ) {
         while wake.wait().await.is_ok() {
             eventfd.drain();
             wake.clear();
             for event in events.try_iter() {
                 self.on_event(event);
+            }
+            for sample in samples.try_iter() {
+                self.samples.show(&sample);
             }
         }
     }

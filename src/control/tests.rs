@@ -80,6 +80,7 @@ impl Rig {
                 settings: Arc::new(settings),
                 workers: workers.into(),
                 events: event_queue,
+                samples: crossbeam_channel::never(),
                 wake,
                 admission: permits,
                 listener,

@@ -73,6 +73,12 @@ impl Limiter {
         verdict
     }
 
+    /// Counts lines of `event` that somebody else has left out.
+    pub(super) fn held_back(&mut self, event: &'static str, lines: u64, now: Moment) {
+        let fresh = Window { start: now, passed: 0, held_back: 0 };
+        self.windows.entry(event).or_insert(fresh).held_back += lines;
+    }
+
     /// What was held back in windows that are over, or in `all` of them.
     pub(super) fn overdue(&mut self, now: Moment, all: bool) -> Vec<HeldBack> {
         self.windows
@@ -125,5 +131,10 @@ mod tests {
         let told = HeldBack { event: "a", lines: 2 };
         assert_eq!(limiter.overdue(Moment::from_secs(8), false), [told]);
         assert_eq!(limiter.overdue(Moment::from_secs(9), true), []);
+        limiter.held_back("a", 7, Moment::from_secs(9));
+        limiter.held_back("b", 1, Moment::from_secs(9));
+        let mut told = limiter.overdue(Moment::from_secs(10), false);
+        told.sort_by_key(|held_back| held_back.event);
+        assert_eq!(told, [HeldBack { event: "a", lines: 7 }, HeldBack { event: "b", lines: 1 }]);
     }
 }

@@ -56,6 +56,7 @@ impl Path {
             Ok(meta) => meta,
             Err(reason) => {
                 self.cell.drops.count(reason);
+                self.last_drop = Some(reason);
                 return Decap::Done;
             }
         };
@@ -91,6 +92,7 @@ impl Path {
         endpoint.cell.from_gwlb.count(packet_bytes);
         if let Err(reason) = learned {
             endpoint.cell.decap_drops.count(reason);
+            self.last_drop = Some(reason);
             return;
         }
         endpoint.cell.last_seen.set(now);

@@ -44,10 +44,15 @@ impl From<DropReason> for Unsent {
     }
 }
 
+/// Where the packet of a frame is: behind the virtio header. Empty if there is none.
+pub fn packet_in(frame: Range<usize>) -> Range<usize> {
+    (frame.start + virtio_net::HEADER_BYTES).min(frame.end)..frame.end
+}
+
 impl Path {
     /// Takes a frame that was read from a queue of the endpoint in `slot`.
     pub fn encap(&mut self, slot: EndpointSlot, frame: Frame<'_>, now: Moment, plan: &mut Plan) {
-        let Self { endpoints, flows, tally, .. } = self;
+        let Self { endpoints, flows, tally, last_drop, .. } = self;
         let Some(endpoint) = endpoints.at(slot) else {
             // Read before the endpoint was let go, taken after.
             self.cell.drops.count(DropReason::Shutdown);
@@ -68,7 +73,10 @@ impl Path {
         match plan_return(endpoint, frame, find, plan) {
             Ok(()) => cell.last_seen.set(now),
             Err(Unsent::Noise) => cell.host_noise.add(1),
-            Err(Unsent::Dropped(reason)) => cell.encap_drops.count(reason),
+            Err(Unsent::Dropped(reason)) => {
+                cell.encap_drops.count(reason);
+                *last_drop = Some(reason);
+            }
         }
     }
 }

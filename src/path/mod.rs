@@ -21,6 +21,7 @@ use std::sync::Arc;
 pub use decap::Arrived;
 pub use decap::Decap;
 pub use encap::Frame;
+pub use encap::packet_in;
 pub use endpoints::Endpoint;
 use endpoints::Endpoints;
 use hold::HoldArena;
@@ -47,6 +48,8 @@ pub struct Path {
     cell: Arc<WorkerCell>,
     tally: Tally,
     ttl: Ttl,
+    /// Why a packet was last dropped, until somebody asks.
+    last_drop: Option<DropReason>,
     /// The shard that [`Self::expire`] looks at, and the step to the next one of this worker.
     shard: usize,
     shard_step: usize,
@@ -71,12 +74,18 @@ impl Path {
             cell,
             tally: Tally::default(),
             ttl: Ttl { tcp_secs: 350, other_secs: 120 },
+            last_drop: None,
         }
     }
 
     /// New idle times for flows.
     pub fn set_ttl(&mut self, ttl: Ttl) {
         self.ttl = ttl;
+    }
+
+    /// Why the last packet was dropped, if one was since this was asked.
+    pub const fn take_last_drop(&mut self) -> Option<DropReason> {
+        self.last_drop.take()
     }
 
     /// The endpoint in `slot`, if this worker serves it.
@@ -171,6 +180,7 @@ impl Path {
             self.cell.held_in.add(1);
         } else {
             self.cell.drops.count(DropReason::NotReady);
+            self.last_drop = Some(DropReason::NotReady);
         }
     }
 

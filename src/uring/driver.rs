@@ -74,6 +74,9 @@ pub struct DriverPlan {
     pub senders_max: u16,
     /// Most endpoints.
     pub endpoints_max: u16,
+    /// How long a wait polls the network interface first, microseconds; 0 is not at all. Without
+    /// effect where the kernel cannot.
+    pub busy_poll_us: u32,
     /// What the kernel can do.
     pub features: Features,
 }
@@ -117,6 +120,9 @@ impl Driver {
             + u32::from(plan.tun.count)
             + 2 * u32::from(plan.endpoints_max);
         let ring = Ring::new(plan.submissions, completions.next_power_of_two(), plan.features)?;
+        if plan.busy_poll_us > 0 && plan.features.busy_poll {
+            ring.set_busy_poll(plan.busy_poll_us)?;
+        }
         let files = SENDERS_START + u32::from(plan.senders_max) + u32::from(plan.endpoints_max);
         ring.submitter().register_files_sparse(files).map_err(|error| {
             Error::from_io("io_uring_register FILES", format!("{files} files"), &error)

@@ -9,6 +9,7 @@ use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::squeue;
 use io_uring::types::CancelBuilder;
+use io_uring::types::Napi;
 use io_uring::types::SubmitArgs;
 use io_uring::types::Timespec;
 
@@ -27,6 +28,8 @@ pub struct Features {
     pub defer_taskrun: bool,
     /// A TUN is read by one multishot operation (since 6.7); else by poll and plain reads.
     pub read_multishot: bool,
+    /// The ring can poll network interfaces before it sleeps (`IORING_REGISTER_NAPI`, since 6.9).
+    pub busy_poll: bool,
 }
 
 impl Features {
@@ -51,14 +54,25 @@ impl Features {
             let subject = "multishot receive, Linux 6.0";
             return Err(Error::new("io_uring probe", subject, Errno::EOPNOTSUPP));
         }
-        Ok(Self { defer_taskrun, read_multishot: probe.is_supported(opcode::ReadMulti::CODE) })
+        Ok(Self {
+            defer_taskrun,
+            read_multishot: probe.is_supported(opcode::ReadMulti::CODE),
+            busy_poll: set_busy_poll(&ring, 0).is_ok(),
+        })
     }
 
     /// What is left of these on Linux 6.1, the oldest kernel that the program is made for.
     #[must_use]
     pub fn floor(self) -> Self {
-        Self { read_multishot: false, ..self }
+        Self { read_multishot: false, busy_poll: false, ..self }
     }
+}
+
+/// Makes waits on the ring poll the interfaces of its sockets for so many microseconds first.
+fn set_busy_poll(ring: &IoUring, microseconds: u32) -> Result<(), Error> {
+    ring.submitter()
+        .register_napi(&mut Napi::new().set_busy_poll_timeout(microseconds))
+        .map_err(|error| Error::from_io("io_uring_register NAPI", "io_uring", &error))
 }
 
 fn build(entries: u32, completions: u32, defer_taskrun: bool) -> Result<IoUring, Error> {
@@ -81,6 +95,11 @@ impl Ring {
     /// A ring for `entries` submissions per call and `completions` outstanding results.
     pub(super) fn new(entries: u32, completions: u32, features: Features) -> Result<Self, Error> {
         build(entries, completions, features.defer_taskrun).map(|uring| Self { uring })
+    }
+
+    /// Makes waits poll the interfaces of the ring's sockets for so many microseconds first.
+    pub(super) fn set_busy_poll(&self, microseconds: u32) -> Result<(), Error> {
+        set_busy_poll(&self.uring, microseconds)
     }
 
     /// Cancels everything that is in flight and waits until the kernel is done with it, so that
@@ -150,4 +169,23 @@ fn is_transient(error: &std::io::Error) -> bool {
     [Errno::ETIME, Errno::EINTR, Errno::EBUSY, Errno::EAGAIN]
         .into_iter()
         .any(|errno| error.raw_os_error() == Some(errno as i32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_polling_is_set_where_the_kernel_has_it() {
+        let features = Features::probe().unwrap();
+        let ring = Ring::new(8, 16, features).unwrap();
+        let set = ring.set_busy_poll(50);
+        assert_eq!(set.is_ok(), features.busy_poll, "{set:?}");
+        if features.busy_poll {
+            // The kernel answers with what was set before.
+            let mut before = Napi::new();
+            ring.submitter().register_napi(&mut before).unwrap();
+            assert_eq!(before.busy_poll_timeout(), 50);
+        }
+    }
 }

@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 use crossbeam_channel::TrySendError;
@@ -37,6 +38,7 @@ use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
 use crate::types::Moment;
+use crate::types::OuterPath;
 use crate::types::Side;
 use crate::types::WorkerId;
 
@@ -63,6 +65,8 @@ pub struct Policy {
     pub tcp_idle: Duration,
     /// Idle time after which any other flow is forgotten.
     pub other_idle: Duration,
+    /// Which packets the log wants to see.
+    pub samples: SampleWish,
 }
 
 impl Policy {
@@ -72,8 +76,60 @@ impl Policy {
 
     /// The policy with this idle time for TCP.
     pub fn new(tcp_idle: Duration) -> Self {
-        Self { tcp_idle, other_idle: Self::OTHER_IDLE }
+        Self { tcp_idle, other_idle: Self::OTHER_IDLE, samples: SampleWish::default() }
     }
+}
+
+/// Which packets the log wants to see; few of them are really looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleWish {
+    /// All that come in, from either side.
+    pub packets: bool,
+    /// Those that are dropped for what they are.
+    pub drops: bool,
+}
+
+/// Bytes of a packet that a sample keeps: every header, and a taste of what follows.
+const SAMPLE_BYTES: usize = 256;
+
+/// A look at one packet, for the log.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Who saw it.
+    pub worker: WorkerId,
+    /// Where it came from.
+    pub sight: Sight,
+    /// Why it was dropped, if it is shown for that.
+    pub dropped: Option<DropReason>,
+    /// Its length in bytes; 0 if there is only a number to tell.
+    pub len: usize,
+    /// Its first bytes.
+    pub bytes: ArrayVec<u8, SAMPLE_BYTES>,
+    /// Packets of the same kind that came before it, and were not looked at.
+    pub passed_over: u64,
+}
+
+impl Sample {
+    /// A sample of the packet `bytes`, of which it keeps the start.
+    pub fn new(
+        worker: WorkerId,
+        sight: Sight,
+        dropped: Option<DropReason>,
+        bytes: &[u8],
+        passed_over: u64,
+    ) -> Self {
+        let kept = bytes.iter().copied().take(SAMPLE_BYTES).collect();
+        Self { worker, sight, dropped, len: bytes.len(), bytes: kept, passed_over }
+    }
+}
+
+/// Where a packet was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// A datagram from the load balancer; the bytes begin with the GENEVE header.
+    Datagram(OuterPath),
+    /// A packet that the host left in an endpoint's link; the bytes begin with the IP header.
+    Packet(EndpointId, Side),
 }
 
 /// From control to a worker.

@@ -13,10 +13,12 @@
 
 pub mod mailbox;
 mod queues;
+mod sampler;
 mod senders;
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -30,10 +32,14 @@ use self::mailbox::Command;
 use self::mailbox::Event;
 use self::mailbox::Mailbox;
 use self::mailbox::Policy;
+use self::mailbox::Sample;
+use self::mailbox::Sight;
 use self::queues::Queues;
+use self::sampler::Sampler;
 use self::senders::Senders;
 use crate::flow::FlowTable;
 use crate::flow::Ttl;
+use crate::path;
 use crate::path::Arrived;
 use crate::path::Decap;
 use crate::path::Endpoint;
@@ -106,6 +112,8 @@ pub struct WorkerParts {
     pub wake: Arc<EventFd>,
     /// Messages to control.
     pub events: Mailbox<Event>,
+    /// Packets for the log.
+    pub samples: Mailbox<Sample>,
     /// Who may become an endpoint.
     pub admission: Arc<Admission>,
     /// All flows.
@@ -140,6 +148,7 @@ pub struct Worker {
     events: Mailbox<Event>,
     /// Events that wait for room in the mailbox.
     outbox: VecDeque<Event>,
+    sampler: Sampler,
     admission: Arc<Admission>,
     cell: Arc<WorkerCell>,
     completions: Vec<Completion>,
@@ -182,6 +191,7 @@ impl Worker {
             commands: parts.commands,
             events: parts.events,
             outbox: VecDeque::with_capacity(2 * endpoints_max),
+            sampler: Sampler::new(id, parts.samples),
             admission: parts.admission,
             cell,
             completions: Vec::with_capacity(2 * buffers + usize::from(plan.senders_max)),
@@ -233,6 +243,7 @@ impl Worker {
         self.expire();
         self.advance_phase(quiet);
         self.path.publish();
+        self.sampler.tell_passed_over(self.now);
         self.cell.turns.add(1);
         self.cell.last_turn.set(self.now);
         Ok(())
@@ -307,16 +318,32 @@ impl Worker {
             return;
         }
         let (datagram, outer) = (received.datagram, received.outer);
+        let sight = Sight::Datagram(outer);
+        if self.sampler.wants_packets() {
+            self.sampler.offer(sight, None, &bytes[datagram.clone()], self.now);
+        }
         let arrived = Arrived { buffer, bytes: &mut *bytes, datagram: datagram.clone(), outer };
-        let Decap::Unknown(id) = self.path.decap(arrived, self.now, &mut self.plan) else {
+        let decap = self.path.decap(arrived, self.now, &mut self.plan);
+        if self.sampler.wants_drops()
+            && let Some(reason) = self.path.take_last_drop()
+        {
+            self.sampler.offer(sight, Some(reason), &bytes[datagram.clone()], self.now);
+        }
+        let Decap::Unknown(id) = decap else {
             return;
         };
+        let datagram = &bytes[datagram];
         match self.admission.admit(self.now) {
-            Ok(()) if self.path.announced(id, &bytes[datagram], outer) => {
+            Ok(()) if self.path.announced(id, datagram, outer) => {
                 self.outbox.push_back(Event::EndpointSeen(self.id, id));
             }
             Ok(()) => self.admission.release(),
-            Err(reason) => self.path.refused(reason),
+            Err(reason) => {
+                self.path.refused(reason);
+                if self.sampler.wants_drops() {
+                    self.sampler.offer(sight, Some(reason), datagram, self.now);
+                }
+            }
         }
     }
 
@@ -389,8 +416,35 @@ impl Worker {
         self.looked_into.push(buffer);
         let start = self.driver.headroom_bytes(Group::Tun);
         let bytes = self.driver.bytes_mut(buffer);
-        let frame = Frame { buffer, bytes, frame: start..start + filled, side };
-        self.path.encap(slot, frame, self.now, &mut self.plan);
+        let frame = start..start + filled;
+        let arrived = Frame { buffer, bytes: &mut *bytes, frame: frame.clone(), side };
+        self.path.encap(slot, arrived, self.now, &mut self.plan);
+        if self.sampler.wants_packets() || self.sampler.wants_drops() {
+            self.look_at_frame(slot, side, buffer, frame);
+        }
+    }
+
+    /// Shows the log a frame that the path has had.
+    #[cold]
+    fn look_at_frame(
+        &mut self,
+        slot: EndpointSlot,
+        side: Side,
+        buffer: BufferId,
+        frame: Range<usize>,
+    ) {
+        let Some(endpoint) = self.path.endpoint(slot) else {
+            return;
+        };
+        let sight = Sight::Packet(endpoint.id, side);
+        let dropped = self.path.take_last_drop();
+        let packet = &self.driver.bytes_mut(buffer)[path::packet_in(frame)];
+        if self.sampler.wants_packets() {
+            self.sampler.offer(sight, None, packet, self.now);
+        }
+        if self.sampler.wants_drops() && dropped.is_some() {
+            self.sampler.offer(sight, dropped, packet, self.now);
+        }
     }
 
     fn on_queue_lost(&mut self, slot: EndpointSlot, side: Side, errno: Errno) {
@@ -593,7 +647,10 @@ impl Worker {
                 Command::Closing(endpoint) => self.path.closing(endpoint),
                 Command::Detach(endpoint) => self.on_detach(endpoint),
                 Command::Forget(id, reason) => self.path.forget(id, reason),
-                Command::Policy(policy) => self.path.set_ttl(ttl(&policy)),
+                Command::Policy(policy) => {
+                    self.path.set_ttl(ttl(&policy));
+                    self.sampler.set_wish(policy.samples);
+                }
                 Command::Stop => self.begin_to_stop(),
             }
         }

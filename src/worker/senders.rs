@@ -281,6 +281,7 @@ mod tests {
             udp: group,
             tun: group,
             senders_max: 4,
+            busy_poll_us: 0,
             endpoints_max: 4,
             features,
         })

@@ -84,6 +84,7 @@ impl Bench {
         let wake = Arc::new(EventFd::new().unwrap());
         let (commands, command_queue) = Mailbox::new(64, Arc::clone(&wake));
         let (events, event_queue) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
+        let (samples, _) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
         let parts = WorkerParts {
             id: WorkerId(0),
             workers: 1,
@@ -93,6 +94,7 @@ impl Bench {
                 udp: group(0),
                 tun: group(256),
                 senders_max: 4,
+                busy_poll_us: 0,
                 endpoints_max: 4,
                 features,
             },
@@ -100,6 +102,7 @@ impl Bench {
             commands: command_queue,
             wake,
             events,
+            samples,
             admission: Arc::new(Admission::new(4, 4, Duration::from_secs(1))),
             flows: Arc::new(FlowTable::new(TablePlan::new(1000, 1), HashSeed::fixed(1))),
             cell: Arc::default(),

@@ -29,6 +29,7 @@ fn driver(features: Features) -> Driver {
         udp: GroupPlan { offered: 4, count: 8, headroom_bytes: 0, filled_bytes: 2048 },
         tun: GroupPlan { offered: 4, count: 8, headroom_bytes: 256, filled_bytes: 2048 },
         senders_max: 4,
+        busy_poll_us: 50,
         endpoints_max: 4,
         features,
     })
