@@ -28,9 +28,8 @@ Hooks are run through /bin/sh with four arguments:
   2  the interface on which packets from the load balancer appear, gwi-<X>
   3  the interface that takes packets back to it, gwo-<X>
   4  the endpoint id, 17 hexadecimal digits: what follows vpce- in the console
-<X> is the endpoint id in base 60. A hook should at least switch rp_filter off on gwi-<X>.
-
-LIST is a comma separated list of cores or ranges of cores: 1-2,4,7-8.";
+<X> is the endpoint id in base 60. A hook should switch rp_filter off on
+gwi-<X>.";
 
 /// The flags, as typed.
 #[derive(Clone, Debug, Parser)]
@@ -39,6 +38,7 @@ LIST is a comma separated list of cores or ranges of cores: 1-2,4,7-8.";
     version,
     about = "AWS Gateway Load Balancer Tunnel Handler",
     after_help = HOOK_HELP,
+    term_width = 79,
     disable_help_flag = true,
     disable_version_flag = true,
     infer_long_args = true,
@@ -46,33 +46,19 @@ LIST is a comma separated list of cores or ranges of cores: 1-2,4,7-8.";
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct Args {
-    /// Command to run when an endpoint's interfaces have been created.
+    /// Run CMD when an endpoint's interfaces have been created.
     #[arg(short = 'c', long, value_name = "CMD", allow_hyphen_values = true)]
     pub cmdnew: Option<OsString>,
 
-    /// Command to run before an endpoint's interfaces are removed.
+    /// Run CMD before an endpoint's interfaces are removed.
     #[arg(short = 'r', long, value_name = "CMD", allow_hyphen_values = true)]
     pub cmddel: Option<OsString>,
 
-    /// Hooks that may run at a time, 1 to 64: for hooks that do not edit the same files.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = value_parser!(u16).range(1..=64),
-        allow_hyphen_values = true
-    )]
-    pub hook_jobs: u16,
-
-    /// Run hooks that any user of this host may change.
-    #[arg(long)]
-    pub allow_insecure_hooks: bool,
-
-    /// Seconds without a packet either way after which an endpoint is removed; 0 means never.
+    /// Remove an endpoint after so many seconds without a packet either way; 0 is never.
     #[arg(short = 't', long, value_name = "SECS", default_value_t = 0, allow_hyphen_values = true)]
     pub timeout: u32,
 
-    /// Seconds after which an idle TCP flow is forgotten; match the load balancer's setting.
+    /// Forget a TCP flow after so many idle seconds; match the load balancer.
     #[arg(
         short = 'i',
         long,
@@ -83,59 +69,55 @@ pub struct Args {
     )]
     pub idle: u32,
 
-    /// TCP port that answers health checks; 0 means none.
+    /// Answer health checks on this TCP port; 0 is none.
     #[arg(short = 'p', long, value_name = "PORT", default_value_t = 0, allow_hyphen_values = true)]
     pub port: u16,
 
-    /// Health page as JSON instead of text.
+    /// Show the health page as JSON.
     #[arg(short = 'j', long)]
     pub json: bool,
 
-    /// Health answer of a status code only, with an empty body.
+    /// Answer health checks with the status only, without a page.
     #[arg(short = 's')]
     pub status_only: bool,
 
-    /// Whose health page and log words to use: those of 3.0 or of 3.2.
-    #[arg(long, value_enum, value_name = "VERSION", default_value_t = Compat::V3_0)]
-    pub compat: Compat,
-
-    /// Log debugging details: short for --logging all=debug.
+    /// Log debugging details: --logging all=debug.
     #[arg(short = 'd', long)]
     pub debug: bool,
 
-    /// Least important level to log for each section, as section=level,...: sections core, udp,
-    /// geneve, tunnel, healthcheck, all; levels critical, important, info, debug, debugdetail.
-    /// Default: all=info.
+    /// Levels to log, as section=level,...: sections core, udp, geneve, tunnel, healthcheck, all;
+    /// levels critical, important, info, debug, debugdetail [default: all=info].
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub logging: Option<String>,
 
-    /// Log packets as hex dumps, a few of each kind per second.
+    /// Log packets as hex dumps, ten of a kind in a second.
     #[arg(short = 'x')]
     pub hex_dump: bool,
 
     /// Print this help.
-    #[arg(short = 'h', short_alias = '?', long, action = ArgAction::Help)]
+    #[arg(short = 'h', short_alias = '?', long, action = ArgAction::HelpShort)]
     help: Option<bool>,
 
     /// Number of UDP threads; see --workers.
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(help_heading = "Threads", long, value_name = "N", allow_hyphen_values = true)]
     pub udpthreads: Option<u32>,
 
     /// Number of tunnel threads; see --workers.
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(help_heading = "Threads", long, value_name = "N", allow_hyphen_values = true)]
     pub tunthreads: Option<u32>,
 
     /// Cores of the UDP threads; see --cores.
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
     pub udpaffinity: Option<String>,
 
     /// Cores of the tunnel threads; see --cores.
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
     pub tunaffinity: Option<String>,
 
-    /// Number of workers; each does what a UDP thread and a tunnel thread did. One worker set
-    /// serves all four thread options: the largest count wins. Default: one per core.
+    /// Number of workers, up to 256; each does what a UDP and a tunnel thread did. Of several
+    /// counts the largest wins [default: one per core].
     #[arg(
+        help_heading = "Threads",
         long,
         value_name = "N",
         value_parser = value_parser!(u32).range(1..),
@@ -143,41 +125,14 @@ pub struct Args {
     )]
     pub workers: Option<u32>,
 
-    /// Cores to run one worker on each; wins over counts. Several lists are joined.
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    /// Run one worker on each of these cores: 1-2,4,7-8. Several lists are joined; a list wins
+    /// over counts.
+    #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
     pub cores: Option<String>,
 
-    /// Flows to remember at most, 1 to 100,000,000. Default: from the size of the memory.
+    /// Poll the network interface for so many microseconds before sleeping.
     #[arg(
-        long,
-        value_name = "N",
-        value_parser = value_parser!(u32).range(1..=100_000_000),
-        allow_hyphen_values = true
-    )]
-    pub max_flows: Option<u32>,
-
-    /// Endpoints to serve at most, 1 to 4096.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1024,
-        value_parser = value_parser!(u16).range(1..=4096),
-        allow_hyphen_values = true
-    )]
-    pub max_endpoints: u16,
-
-    /// Megabytes of receive queue for each worker's UDP socket; 0 means the kernel's default.
-    /// Default: 128, or less where memory is small.
-    #[arg(
-        long,
-        value_name = "MB",
-        value_parser = value_parser!(u16).range(..=1023),
-        allow_hyphen_values = true
-    )]
-    pub rcvbuf: Option<u16>,
-
-    /// Microseconds to poll the network interface for before sleeping; 0 means never.
-    #[arg(
+        help_heading = "Threads",
         long,
         value_name = "USEC",
         default_value_t = 0,
@@ -186,22 +141,97 @@ pub struct Args {
     )]
     pub busypoll: u32,
 
-    /// Flows to have room for, as six numbers: IPv4 TCP, UDP, other, then IPv6; may be repeated
-    /// with vpce-<id>: before it. All flows share one table here, so what counts is the sum.
-    #[arg(long, value_name = "LIST", action = ArgAction::Append, allow_hyphen_values = true)]
+    /// Serve so many endpoints at most, 1 to 4096.
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "N",
+        default_value_t = 1024,
+        value_parser = value_parser!(u16).range(1..=4096),
+        allow_hyphen_values = true
+    )]
+    pub max_endpoints: u16,
+
+    /// Remember so many flows at most, 1 to 100,000,000 [default: from the memory's size].
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "N",
+        value_parser = value_parser!(u32).range(1..=100_000_000),
+        allow_hyphen_values = true
+    )]
+    pub max_flows: Option<u32>,
+
+    /// Have room for so many flows, in six numbers: IPv4 TCP, UDP, other, then IPv6; once more with
+    /// vpce-<id>: before it for an endpoint. Flows share one table here, so the sum counts.
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "LIST",
+        action = ArgAction::Append,
+        allow_hyphen_values = true
+    )]
     pub reserve: Vec<String>,
 
+    /// Receive queue of each worker's UDP socket in megabytes; 0 is the kernel's default
+    /// [default: 128, less where memory is small].
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "MB",
+        value_parser = value_parser!(u16).range(..=1023),
+        allow_hyphen_values = true
+    )]
+    pub rcvbuf: Option<u16>,
+
+    /// Let so many hooks run at a time, 1 to 64: where they do not edit the same files.
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = value_parser!(u16).range(1..=64),
+        allow_hyphen_values = true
+    )]
+    pub hook_jobs: u16,
+
+    /// Run hooks that any user of this host may change.
+    #[arg(help_heading = "Limits", long)]
+    pub allow_insecure_hooks: bool,
+
+    /// Speak as this version of AWS's program does, on the health page and in the log: 3.0 or 3.2.
+    #[arg(
+        help_heading = "Compatibility",
+        long,
+        value_enum,
+        value_name = "VERSION",
+        default_value_t = Compat::V3_0,
+        hide_possible_values = true
+    )]
+    pub compat: Compat,
+
     /// Taken from version 4.0, without effect: there is no eBPF program here.
-    #[arg(short = 'e', long, value_name = "OBJFILE", allow_hyphen_values = true)]
+    #[arg(
+        help_heading = "Compatibility",
+        short = 'e',
+        long,
+        value_name = "OBJFILE",
+        allow_hyphen_values = true
+    )]
     pub ebpf: Option<OsString>,
 
     /// Taken from version 4.0, without effect.
-    #[arg(short = 'I', long, value_name = "IFNAME", allow_hyphen_values = true)]
+    #[arg(
+        help_heading = "Compatibility",
+        short = 'I',
+        long,
+        value_name = "IFNAME",
+        allow_hyphen_values = true
+    )]
     pub ebpf_interface: Option<OsString>,
 
-    /// Use only what Linux 6.1 offers, even where the kernel has more: to look for the cause of a
-    /// fault, and for tests.
-    #[arg(long)]
+    /// Use only what Linux 6.1 offers: to look for the cause of a fault.
+    #[arg(help_heading = "Compatibility", long)]
     pub kernel_floor: bool,
 
     /// Words without a meaning. The reference program passes over them in silence.
@@ -269,7 +299,7 @@ fn one_line(error: &clap::Error) -> String {
         (Some(flag), Some("")) => format!("{flag} needs a value"),
         (Some(flag), Some(value)) => {
             let reason = std::error::Error::source(error)
-                .map_or_else(|| "not a valid value".to_owned(), ToString::to_string);
+                .map_or_else(|| valid_values(error), ToString::to_string);
             format!("{flag}: \"{value}\": {reason}")
         }
         _ => {
@@ -279,6 +309,14 @@ fn one_line(error: &clap::Error) -> String {
         }
     };
     format!("gwlbtun: {problem}; gwlbtun --help lists the options\n")
+}
+
+/// What could have been written instead.
+fn valid_values(error: &clap::Error) -> String {
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) => format!("write {}", values.join(" or ")),
+        _ => "not a valid value".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -447,7 +485,7 @@ mod tests {
             ("--max-endpoints 5000", ["--max-endpoints", "4096"]),
             ("-c", ["--cmdnew", "value"]),
             ("-z", ["-z", "--help"]),
-            ("--compat 3.1", ["--compat", "3.1"]),
+            ("--compat 3.1", ["--compat", "\"3.1\": write 3.0 or 3.2;"]),
             ("--rcvbuf 1024", ["--rcvbuf", "1023"]),
             ("--hook-jobs 0", ["--hook-jobs", "\"0\""]),
             ("--nonsense", ["--nonsense", "--help"]),

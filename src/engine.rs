@@ -5,6 +5,7 @@
 //! cause, and what to do; its exit code tells a supervisor which kind it is.
 
 mod budget;
+mod start_error;
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -17,7 +18,6 @@ use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 
 use crate::control;
-use crate::control::ControlError;
 use crate::control::Parts;
 use crate::control::WorkerLink;
 use crate::control::health;
@@ -49,6 +49,9 @@ use crate::worker::WorkerParts;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Mailbox;
 use budget::Budget;
+pub use start_error::StartError;
+use start_error::no_health_port;
+use start_error::no_tun;
 
 /// Longest datagram and frame, bytes: an EC2 interface's MTU is 9,001 at most.
 const PACKET_BYTES_MAX: usize = 9216;
@@ -69,67 +72,6 @@ const SAMPLES: usize = 256;
 
 /// How long the threads may take to end.
 const END_MAX: Duration = Duration::from_secs(2);
-
-/// Why the program cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The health check port cannot be had.
-    #[error("cannot listen for health checks: {0}; choose another port with -p")]
-    HealthPort(sys::Error),
-    /// A capability or a permission is missing.
-    #[error("{0}: needs CAP_NET_ADMIN; start as root or give the unit that capability")]
-    Permission(sys::Error),
-    /// A device or a kernel feature is missing.
-    #[error("{error}: {remedy}")]
-    Missing {
-        /// What failed.
-        error: sys::Error,
-        /// What to do about it.
-        remedy: &'static str,
-    },
-    /// UDP port 6081 cannot be had.
-    #[error("cannot receive GENEVE: {0}; another program has the port: see ss -lunp sport = 6081")]
-    UdpPort(sys::Error),
-    /// The limit on open files does not carry one endpoint.
-    #[error(
-        "the limit on open files is {limit}, which does not carry one endpoint with {workers} \
-         workers; set LimitNOFILE={least} or more, or fewer --workers"
-    )]
-    OpenFiles {
-        /// The hard limit.
-        limit: u64,
-        /// How many workers there would be.
-        workers: usize,
-        /// The smallest limit that will do.
-        least: u64,
-    },
-    /// `io_uring` is forbidden or fails.
-    #[error(
-        "cannot use io_uring: {0}; look at kernel.io_uring_disabled, at the container's seccomp \
-         profile and at the limit on locked memory"
-    )]
-    IoUring(sys::Error),
-    /// The control thread has failed, or a worker has, in the middle of work.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The host is out of something that every program needs.
-    #[error("{0}")]
-    Host(#[from] sys::Error),
-}
-
-impl StartError {
-    /// The exit code: 1 health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
-    /// 5 `io_uring`, at start or later.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::HealthPort(_) | Self::Host(_) => 1,
-            Self::Permission(_) => 2,
-            Self::Missing { .. } | Self::OpenFiles { .. } => 3,
-            Self::UdpPort(_) => 4,
-            Self::IoUring(_) | Self::Control(_) => 5,
-        }
-    }
-}
 
 /// What the host has shown to be able to do.
 struct Proven {
@@ -188,19 +130,13 @@ fn prove(settings: &mut Settings) -> Result<Proven, StartError> {
         StartError::IoUring(error)
     })?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
-    tun::probe().map_err(|error| {
-        if matches!(error.errno, Errno::EPERM | Errno::EACCES) {
-            return StartError::Permission(error);
-        }
-        let remedy = "load the tun module; in a container, add --device /dev/net/tun";
-        StartError::Missing { error, remedy }
-    })?;
+    tun::probe().map_err(no_tun)?;
     let queue_bytes = settings.receive_queue_bytes;
     let receivers: Result<_, _> =
         settings.workers.iter().map(|_| udp::open_receiver(queue_bytes)).collect();
     let receivers = receivers.map_err(StartError::UdpPort)?;
     let listener = match settings.health {
-        Some(health) => Some(health::bind(health.port).map_err(StartError::HealthPort)?),
+        Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
     Ok(Proven { features, budget, receivers, listener })

@@ -8,10 +8,16 @@
 //! | [`lifecycle`] | hooks, teardown, re-creation, signals, nothing left |
 //! | [`health`] | the health port and the drop counters on it |
 //! | [`start`] | exit status when it cannot start |
+//! | [`cli`] | the command line as the reference takes it |
+//! | [`logs`] | what the log says, word for word, and how much |
+//! | [`permissions`] | service managers, capabilities, limits |
 
 mod bytes;
+mod cli;
 mod headers;
 mod health;
 mod hosts;
 mod lifecycle;
+mod logs;
+mod permissions;
 mod start;

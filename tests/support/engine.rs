@@ -60,11 +60,25 @@ impl Engine {
 
     /// Starts with these arguments and a health port, and waits for the first health answer.
     pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
+        Self::start_under(lab, &[], &[&["-p", "8080"], args].concat())
+    }
+
+    /// Starts `program`, which is said to have its health port at 8080, with `wrapper` before it.
+    pub(crate) fn start_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Self {
+        let words = [wrapper, &[PROGRAM], args].concat();
+        let mut command = lab.topology.target().command(words[0]);
+        command.args(&words[1..]);
+        let file = File::create(lab.scratch.file("engine.log")).expect("a log file");
+        let both = file.try_clone().expect("a second handle");
+        Self::launch(lab, command.stdout(file).stderr(both))
+    }
+
+    /// Starts a command that ends in the program, and waits for the first health answer at 8080.
+    pub(crate) fn launch(lab: &Lab, command: &mut Command) -> Self {
         let namespace = lab.topology.target();
-        let log = lab.scratch.file("engine.log");
-        let mut command = namespace.command(PROGRAM);
-        command.args(["-p", &HEALTH_PORT.to_string()]).args(args);
-        let mut engine = Self { child: spawn(&mut command, &log), namespace, log };
+        let child = command.stdin(Stdio::null()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut engine = Self { child, namespace, log: lab.scratch.file("engine.log") };
         wait_for("the health port answers", || {
             if let Some(status) = engine.child.try_wait().expect("wait") {
                 panic!("{command:?} ended at once: {status}");
@@ -206,16 +220,4 @@ pub(crate) fn tunnel_links(namespace: &Namespace) -> Vec<String> {
         .collect();
     links.sort();
     links
-}
-
-/// Starts a command whose output goes to a file.
-fn spawn(command: &mut Command, log: &PathBuf) -> Child {
-    let file = File::create(log).expect("a log file");
-    let both = file.try_clone().expect("a second handle");
-    command
-        .stdin(Stdio::null())
-        .stdout(file)
-        .stderr(both)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }

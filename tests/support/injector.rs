@@ -11,8 +11,11 @@ use nix::poll::poll;
 use super::clock::Deadline;
 use super::clock::PATIENCE;
 use super::simulator::assert_clean;
+use crate::sim::gwlb::Config;
 use crate::sim::gwlb::Gwlb;
 use crate::sim::gwlb::Host;
+use crate::sim::layout;
+use crate::sim::layout::Outer;
 use crate::sim::wire::Wire;
 
 /// A packet that came back and kept every rule.
@@ -46,6 +49,13 @@ impl Injector {
     /// Sends a complete outer packet, however wrong.
     pub(crate) fn send_datagram(&self, packet: &[u8]) {
         self.wire.send(packet).expect("sending on the wire");
+    }
+
+    /// Sends a UDP payload, however wrong, as a node of the load balancer would.
+    pub(crate) fn send_raw(&self, payload: &[u8]) {
+        let config = Config::default();
+        let outer = Outer { node: config.nodes[0], target: config.target, port: 60000 };
+        self.send_datagram(&layout::datagram(outer, &[payload], true));
     }
 
     /// The next packet that came back within the time.

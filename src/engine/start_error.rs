@@ -1,0 +1,106 @@
+//! Why the program cannot start: what, where, and what to do, in one line, with an exit code that
+//! tells a supervisor which kind it is.
+
+use crate::control::ControlError;
+use crate::sys;
+use crate::sys::Errno;
+
+/// Why the program cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The health check port cannot be had.
+    #[error("cannot listen for health checks: {error}; {remedy}")]
+    HealthPort {
+        /// What failed.
+        error: sys::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A capability or a permission is missing.
+    #[error("{error}: {remedy}")]
+    Permission {
+        /// What failed.
+        error: sys::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A device or a kernel feature is missing.
+    #[error("{error}: {remedy}")]
+    Missing {
+        /// What failed.
+        error: sys::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// UDP port 6081 cannot be had.
+    #[error("cannot receive GENEVE: {0}; another program has the port: see ss -lunp sport = 6081")]
+    UdpPort(sys::Error),
+    /// The limit on open files does not carry one endpoint.
+    #[error(
+        "the limit on open files is {limit}, which does not carry one endpoint with {workers} \
+         workers; set LimitNOFILE={least} or more, or fewer --workers"
+    )]
+    OpenFiles {
+        /// The hard limit.
+        limit: u64,
+        /// How many workers there would be.
+        workers: usize,
+        /// The smallest limit that will do.
+        least: u64,
+    },
+    /// `io_uring` is forbidden or fails.
+    #[error(
+        "cannot use io_uring: {0}; look at kernel.io_uring_disabled, at the container's seccomp \
+         profile and at the limit on locked memory"
+    )]
+    IoUring(sys::Error),
+    /// The control thread has failed, or a worker has, in the middle of work.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The host is out of something that every program needs.
+    #[error("{0}")]
+    Host(#[from] sys::Error),
+}
+
+impl StartError {
+    /// The exit code: 1 health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
+    /// 5 `io_uring`, at start or later.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::HealthPort { .. } | Self::Host(_) => 1,
+            Self::Permission { .. } => 2,
+            Self::Missing { .. } | Self::OpenFiles { .. } => 3,
+            Self::UdpPort(_) => 4,
+            Self::IoUring(_) | Self::Control(_) => 5,
+        }
+    }
+}
+
+/// Why links cannot be made: a device, a capability, or the device's own permissions.
+pub(super) fn no_tun(error: sys::Error) -> StartError {
+    match (error.errno, error.call) {
+        (Errno::EPERM | Errno::EACCES, "open") => StartError::Permission {
+            error,
+            remedy: "let this user read and write the device (mode 0666 is usual), or give the \
+                     unit DeviceAllow=/dev/net/tun rw",
+        },
+        (Errno::EPERM | Errno::EACCES, _) => StartError::Permission {
+            error,
+            remedy: "needs CAP_NET_ADMIN; start as root or give the unit that capability",
+        },
+        _ => StartError::Missing {
+            error,
+            remedy: "load the tun module; in a container, add --device /dev/net/tun",
+        },
+    }
+}
+
+pub(super) fn no_health_port(error: sys::Error) -> StartError {
+    let remedy = if matches!(error.errno, Errno::EACCES | Errno::EPERM) {
+        "a port below 1024 needs CAP_NET_BIND_SERVICE; give the unit that capability, or choose \
+         another port with -p"
+    } else {
+        "choose another port with -p"
+    };
+    StartError::HealthPort { error, remedy }
+}

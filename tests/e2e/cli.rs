@@ -1,0 +1,58 @@
+//! The command line, as unit files and hands type it: what starts, what is refused, what is said.
+
+use std::process::Command;
+use std::process::Output;
+
+use crate::support::engine::PROGRAM;
+
+/// The answer to `--help`.
+const HELP: &str = include_str!("help.txt");
+
+fn run(args: &[&str]) -> Output {
+    Command::new(PROGRAM).args(args).output().expect("the program")
+}
+
+/// Flags that need no start: help and refusals, on stderr with status 1 as the reference has it.
+#[test]
+fn the_help_word_for_word_on_stderr_with_status_1() {
+    for spelling in [&["--help"][..], &["-h"], &["-?"], &["-jh"], &["stray", "-p80", "--help"]] {
+        let output = run(spelling);
+        assert_eq!(output.status.code(), Some(1), "{spelling:?}");
+        assert!(output.stdout.is_empty(), "{spelling:?}");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(stderr, HELP, "{spelling:?}; if that is meant: tests/e2e/help.txt");
+    }
+}
+
+#[test]
+fn the_help_fits_a_terminal() {
+    for line in HELP.lines() {
+        assert!(line.chars().count() <= 100, "{line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_understood_is_one_line_with_status_1() {
+    for (args, said) in [
+        (&["--nonsense"][..], "unexpected argument '--nonsense' found"),
+        (&["-z"], "unexpected argument '-z' found"),
+        (&["--h"], "--h"),
+        (&["-p"], "--port <PORT> needs a value"),
+        (&["-p", "99999"], "--port <PORT>: \"99999\": 99999 is not in 0..=65535"),
+        (&["-p", "abc"], "--port <PORT>: \"abc\""),
+        (&["--udpthreads", "-1"], "--udpthreads <N>: \"-1\""),
+        (&["--udpthreads", "257"], "257 workers asked for, but a TUN has at most 256 queues"),
+        (&["--udpaffinity", "0,,1"], "--udpaffinity \"0,,1\""),
+        (&["--tunaffinity", "1-0"], "--tunaffinity \"1-0\": the range 1-0 ends before it starts"),
+        (&["--compat", "4"], "--compat <VERSION>: \"4\""),
+        (&["--reserve", "1"], "--reserve \"1\": it has 1 numbers, not six"),
+        (&["-j=yes"], "unexpected argument '-=' found"),
+    ] {
+        let output = run(args);
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr:?}");
+        assert!(stderr.starts_with("gwlbtun: ") && stderr.contains(said), "{args:?}: {stderr}");
+    }
+}

@@ -1,0 +1,155 @@
+//! Under service managers: few capabilities, few descriptors, no terminal, and a restart at once.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::sim::gwlb::Config;
+use crate::support::clock::wait_until;
+use crate::support::engine::Engine;
+use crate::support::engine::PASSTHROUGH;
+use crate::support::engine::PROGRAM;
+use crate::support::injector::Injector;
+use crate::support::lab::Lab;
+use crate::support::lab::endpoint_id;
+use crate::support::packets;
+use crate::support::packets::V4;
+use crate::support::packets::V6;
+use crate::support::process::run;
+
+/// Every endpoint of `count` answers, over IPv4 and IPv6.
+fn expect_traffic(injector: &mut Injector, count: usize) {
+    for number in 0..count {
+        for path in [V4, V6] {
+            injector.exchange(endpoint_id(number), &packets::ping(path, 1, b"allowed"));
+        }
+    }
+    injector.assert_clean();
+}
+
+/// The command line that `VyOS` writes into its unit, with `CapabilityBoundingSet=CAP_NET_ADMIN`.
+/// The reference needs `CAP_NET_RAW` too and carries nothing then, at health 200.
+#[test]
+fn b11_the_vyos_unit_works_with_cap_net_admin_alone() {
+    let lab = Lab::new(0, Config::default());
+    let only = ["setpriv", "--bounding-set=-all,+net_admin"];
+    let line = format!(
+        "-c {PASSTHROUGH} -r {PASSTHROUGH} -p 8080 --tunthreads 2 --tunaffinity 0-1 \
+         --udpthreads 2 --udpaffinity 0-1"
+    );
+    let args: Vec<_> = line.split(' ').collect();
+    let mut engine = Engine::start_under(&lab, &only, &args);
+    expect_traffic(&mut lab.injector(), 3);
+    assert_eq!(engine.health("/").status, 200);
+    let threads = engine.threads();
+    assert!(threads.iter().any(|name| name == "gwlbtun UA000\n"), "{threads:?}");
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    assert_eq!(engine.links(), [""; 0]);
+}
+
+/// Not root at all: the inspection designs that give `AmbientCapabilities=CAP_NET_ADMIN`.
+#[test]
+fn an_ordinary_user_with_cap_net_admin_is_enough() {
+    let lab = Lab::new(0, Config::default());
+    // The device of this machine may be root's; udev makes it everybody's.
+    let script = "mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 200 && \
+                  chmod 666 /dev/net/tun && exec \"$@\"";
+    let user = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all,+net_admin",
+        "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin",
+    ];
+    // Where the program was built may be closed to others.
+    let program = lab.scratch.file("gwlbtun");
+    std::fs::copy(PROGRAM, &program).expect("a copy");
+    let program = program.to_str().expect("UTF-8");
+    // The hook's tc may do what the user may: CAP_NET_ADMIN is ambient.
+    let hook = "exec tc qdisc add dev $2 ingress #";
+    let words = [&user[..], &[program, "-p", "8080", "-c", hook]].concat();
+    let mut command = lab.topology.target().command(words[0]);
+    let log = std::fs::File::create(lab.scratch.file("engine.log")).expect("a log file");
+    let both = log.try_clone().expect("a second handle");
+    let mut engine = Engine::launch(&lab, command.args(&words[1..]).stdout(log).stderr(both));
+    let mut injector = lab.injector();
+    injector.send(endpoint_id(0), &packets::ping(V4, 1, b"in"));
+    let target = lab.topology.target();
+    wait_until("the hook has done its work", || {
+        run(&target, "tc", &["qdisc", "show"]).contains("qdisc ingress ffff: dev gwi-")
+    });
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    assert_eq!(engine.links(), [""; 0]);
+}
+
+/// The reference's sample unit: nothing in it but `ExecStart`, `Restart=always` and `RestartSec`;
+/// the rest is what systemd gives every service.
+#[test]
+fn the_sample_unit_starts_stops_and_starts_again() {
+    let lab = Lab::new(0, Config::default());
+    let mut injector = lab.injector();
+    for round in 0..3 {
+        let (journal, mut reader) = UnixStream::pair().expect("a socket pair");
+        let mut command = lab.topology.target().command("env");
+        command.current_dir("/");
+        command.args(["-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
+        command.args(["LANG=C.UTF-8", "INVOCATION_ID=1", "JOURNAL_STREAM=8:1", "setsid"]);
+        command.args([PROGRAM, "-c", PASSTHROUGH, "-p", "8080"]);
+        let both = journal.try_clone().expect("a second handle");
+        command.stdout(OwnedFd::from(journal)).stderr(OwnedFd::from(both));
+        let mut engine = Engine::launch(&lab, &mut command);
+        // Nobody else writes there once the program has ended.
+        drop(command);
+        expect_traffic(&mut injector, 2);
+        if round == 0 {
+            // journald was restarted: its end of the stream is closed.
+            reader.shutdown(std::net::Shutdown::Both).expect("shutdown");
+            expect_traffic(&mut injector, 3);
+        }
+        engine.signal(Signal::SIGTERM);
+        assert_eq!(engine.wait().code(), Some(0));
+        assert_eq!(engine.links(), [""; 0]);
+        let mut journal = String::new();
+        reader.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
+        reader.read_to_string(&mut journal).expect("the journal");
+        assert!(round == 0 || journal.ends_with(" : : Shutdown complete.\n"), "{journal}");
+    }
+}
+
+/// A limit on open files of 1,024, soft and hard, as containers have it: it serves what that
+/// carries, and says what would carry all. The reference wrote past its `fd_set` there (B9).
+#[test]
+fn b09_few_open_files_limit_the_endpoints_and_not_the_service() {
+    let lab = Lab::new(0, Config::default());
+    let few = ["prlimit", "--nofile=1024:1024"];
+    let args = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-p", "8080", "--workers", "32", "-j"];
+    let engine = Engine::start_under(&lab, &few, &args);
+    let log = engine.log();
+    let limited = "The limit on open files, 1024, carries 8 endpoints with 32 workers, not 1024: \
+                   set LimitNOFILE=98632.";
+    assert!(log.contains(limited), "{log}");
+    let mut injector = lab.injector();
+    expect_traffic(&mut injector, 8);
+    wait_until("the ninth is refused", || {
+        injector.send(endpoint_id(8), &packets::ping(V4, 1, b"one too many"));
+        engine.drops("endpoint_limit") > 0
+    });
+    let page = engine.status();
+    assert_eq!(page["healthy"], true, "{page}");
+    assert_eq!(page["enis"].as_array().map(Vec::len), Some(8), "{page}");
+    assert!(page["warnings"].to_string().contains("--max-endpoints"), "{page}");
+    expect_traffic(&mut injector, 8);
+}
