@@ -288,3 +288,22 @@ fn the_top_level_is_fixed() {
         assert!(known, "{name} has no place at the top level; see the README's map");
     }
 }
+
+/// The reference takes the time of its flows from the wall clock, and a step of it empties or
+/// freezes its tables. Here the wall clock is for the eyes that read the log.
+#[test]
+fn b14_only_the_log_knows_the_wall_clock() {
+    let mut complaints = Complaints::default();
+    for source in sources(&["src"]).iter().filter(|source| !source.is_unit_test()) {
+        let may = ["src/log.rs", "src/sys/wall_clock.rs"]
+            .iter()
+            .any(|path| source.path == Path::new(path));
+        for (number, line) in source.product_lines().filter(|_| !may) {
+            let says = ["SystemTime", "CLOCK_REALTIME", "wall_clock::", "gettimeofday"];
+            if says.iter().any(|word| line.contains(word)) {
+                complaints.add(source, number, "the wall clock steps: use sys::clock");
+            }
+        }
+    }
+    complaints.expect_none();
+}

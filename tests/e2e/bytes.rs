@@ -59,7 +59,7 @@ fn every_size_returns_byte_for_byte() {
 
 /// Packets may leave by gwi as well. The reference program loses some of them there.
 #[test]
-fn packets_that_leave_by_gwi_return_too() {
+fn b04_packets_that_leave_by_gwi_return_too() {
     let lab = Lab::new(0, Config { port_count: 8, ..Config::default() });
     let by_gwi = format!(r#"back() {{ exec {PASSTHROUGH} "$1" "$2" "$2" "$4"; }}; back"#);
     let _engine = Engine::start(&lab, &["-c", &by_gwi, "--workers", "4"]);

@@ -11,6 +11,7 @@
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
 //! | [`permissions`] | service managers, capabilities, limits |
+//! | [`reference_bugs`] | what the reference does wrong, by number |
 
 mod bytes;
 mod cli;
@@ -20,4 +21,5 @@ mod hosts;
 mod lifecycle;
 mod logs;
 mod permissions;
+mod reference_bugs;
 mod start;

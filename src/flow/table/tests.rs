@@ -431,6 +431,24 @@ fn flows_spread_over_shards_and_those_over_buckets() {
     }
 }
 
+/// The reference adds protocol, addresses and ports: whoever knows that can put every flow into one
+/// bucket. These tuples all have one sum there.
+#[test]
+fn b12_flows_chosen_to_collide_in_the_reference_spread_here() {
+    let hasher = KeyHasher::new(SEED);
+    let mut counts = [0_u32; 64];
+    for number in 0..64_000_u16 {
+        let [high, low] = number.to_be_bytes();
+        let addresses = Addresses::V4 { src: [10, 1, high, low], dst: [10, 2, !high, !low] };
+        let tuple = FiveTuple { addresses, protocol: 17, src_port: 7, dst_port: 9 };
+        let (key, _) = FlowKey::new(endpoint(1, 1), &tuple);
+        counts[usize::try_from(hasher.hash(&key) >> SHARD_BITS_AT & 63).unwrap()] += 1;
+    }
+    for flows in counts {
+        assert!(flows.abs_diff(1000) < 6 * 32, "{flows} in a shard: {counts:?}");
+    }
+}
+
 #[test]
 fn workers_share_the_table() {
     const FLOWS: u32 = 5000;
