@@ -218,12 +218,13 @@ fn datagrams_wait_for_their_endpoint_in_order() {
     let (decap, _) = bench.arrive(&datagram(*b"0000"), outer(1));
     assert_eq!(decap, Decap::Unknown(ID));
     assert!(bench.path.announced(ID, &datagram(*b"0000"), outer(1)));
-    for n in 1..70_u16 {
-        let cookie = [0, 0, 0, u8::try_from(n).unwrap()];
+    for n in 1..1030_u16 {
+        let [high, low] = n.to_be_bytes();
+        let cookie = [0, 0, high, low];
         assert_eq!(bench.arrive(&datagram(cookie), outer(n)).0, Decap::Done);
     }
     assert!(bench.plan.is_empty());
-    assert_eq!(bench.worker.held_in.get(), 64);
+    assert_eq!(bench.worker.held_in.get(), 1024);
     assert_eq!(bench.worker.drops.get(DropReason::NotReady), 6);
 
     bench.attach();
@@ -239,9 +240,9 @@ fn datagrams_wait_for_their_endpoint_in_order() {
         assert_eq!(bench.planned(&bytes), (Target::Gwi, frame(&PACKET)));
         ports.push(outer.remote_port);
     }
-    assert_eq!(ports, [1].into_iter().chain(1..64).collect::<Vec<_>>());
-    assert_eq!(bench.worker.held_out.get(), 64);
-    assert_eq!(bench.endpoint.from_gwlb.packets.get(), 64);
+    assert_eq!(ports, [1].into_iter().chain(1..1024).collect::<Vec<_>>());
+    assert_eq!(bench.worker.held_out.get(), 1024);
+    assert_eq!(bench.endpoint.from_gwlb.packets.get(), 1024);
     bench.arrive(&datagram(*b"next"), outer(1));
     assert_eq!(bench.plan.len(), 1, "nothing is held any more: no detour");
 }
