@@ -3,12 +3,14 @@
 //! Nothing here looks at the machine; `settings` decides what the words mean on this host.
 //! Unit files in the field are the contract: short bundles (`-js`), glued values (`-p8080`),
 //! unambiguous long prefixes (`--udpt=4`), a flag given twice (the later one counts) and stray
-//! words (ignored) all work as they do with getopt. Where the reference program guesses at a
-//! malformed number, this one says in one line what is wrong.
+//! words (ignored) all work as they do with getopt. A number may have something behind it (`5s`)
+//! or be empty (a variable that is not set): the reference program takes the digits, or its
+//! default, and so does this one, with a warning. What is no number at all, it says in one line.
 //!
 //! This module prints nothing and ends nothing: [`parse`] returns the text for stderr.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 
 use clap::ArgAction;
 use clap::ArgMatches;
@@ -55,23 +57,37 @@ pub struct Args {
     pub cmddel: Option<OsString>,
 
     /// Remove an endpoint after so many seconds without a packet either way; 0 is never.
-    #[arg(short = 't', long, value_name = "SECS", default_value_t = 0, allow_hyphen_values = true)]
-    pub timeout: u32,
+    #[arg(
+        short = 't',
+        long,
+        value_name = "SECS",
+        default_value = "0",
+        value_parser = seconds_or_never,
+        allow_hyphen_values = true
+    )]
+    pub timeout: Number,
 
     /// Forget a TCP flow after so many idle seconds; match the load balancer.
     #[arg(
         short = 'i',
         long,
         value_name = "SECS",
-        default_value_t = 350,
-        value_parser = value_parser!(u32).range(1..),
+        default_value = "350",
+        value_parser = |text: &str| number(text, 1..=u32::MAX),
         allow_hyphen_values = true
     )]
-    pub idle: u32,
+    pub idle: Number,
 
     /// Answer health checks on this TCP port; 0 is none.
-    #[arg(short = 'p', long, value_name = "PORT", default_value_t = 0, allow_hyphen_values = true)]
-    pub port: u16,
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "PORT",
+        default_value = "0",
+        value_parser = |text: &str| number(text, 0..=u32::from(u16::MAX)),
+        allow_hyphen_values = true
+    )]
+    pub port: Number,
 
     /// Show the health page as JSON.
     #[arg(short = 'j', long)]
@@ -99,12 +115,26 @@ pub struct Args {
     help: Option<bool>,
 
     /// Number of UDP threads; see --workers.
-    #[arg(help_heading = "Threads", long, value_name = "N", allow_hyphen_values = true)]
-    pub udpthreads: Option<u32>,
+    #[arg(
+        help_heading = "Threads",
+        long,
+        aliases = ["u", "ud", "udp"],
+        value_name = "N",
+        value_parser = |text: &str| number(text, 0..=u32::MAX),
+        allow_hyphen_values = true
+    )]
+    pub udpthreads: Option<Number>,
 
     /// Number of tunnel threads; see --workers.
-    #[arg(help_heading = "Threads", long, value_name = "N", allow_hyphen_values = true)]
-    pub tunthreads: Option<u32>,
+    #[arg(
+        help_heading = "Threads",
+        long,
+        aliases = ["tu", "tun"],
+        value_name = "N",
+        value_parser = |text: &str| number(text, 0..=u32::MAX),
+        allow_hyphen_values = true
+    )]
+    pub tunthreads: Option<Number>,
 
     /// Cores of the UDP threads; see --cores.
     #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
@@ -114,8 +144,8 @@ pub struct Args {
     #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
     pub tunaffinity: Option<String>,
 
-    /// Number of workers, up to 256; each does what a UDP and a tunnel thread did. Of several
-    /// counts the largest wins [default: one per core].
+    /// Number of workers, up to 256; each does what a UDP and a tunnel thread did [default: the
+    /// larger of both sets of threads, which are one per core where not given].
     #[arg(
         help_heading = "Threads",
         long,
@@ -239,6 +269,50 @@ pub struct Args {
     stray: Vec<OsString>,
 }
 
+/// A number as the reference program reads it: the digits at the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Number {
+    /// What the digits say; nothing was typed where it is absent, and the default counts.
+    pub value: Option<u32>,
+    /// What was typed, where it was not just digits.
+    pub odd: Option<String>,
+}
+
+impl Number {
+    /// The number, or `default` if there is none.
+    pub fn or(&self, default: u32) -> u32 {
+        self.value.unwrap_or(default)
+    }
+}
+
+/// Reads the digits at the start of `text`, which may be empty.
+fn number(text: &str, range: RangeInclusive<u32>) -> Result<Number, String> {
+    let odd = |text: &str| Some(text.to_owned());
+    let trimmed = text.trim_ascii_start();
+    if trimmed.is_empty() {
+        return Ok(Number { value: None, odd: odd(text) });
+    }
+    let unsigned = trimmed.strip_prefix('+').unwrap_or(trimmed);
+    let digits = unsigned.bytes().take_while(u8::is_ascii_digit).count();
+    let Ok(value) = unsigned[..digits].parse() else {
+        let is_large = digits > 0;
+        return Err(if is_large { "too large" } else { "not a number" }.to_owned());
+    };
+    if !range.contains(&value) {
+        return Err(format!("{value} is not in {}..={}", range.start(), range.end()));
+    }
+    Ok(Number { value: Some(value), odd: (digits < text.len()).then(|| text.to_owned()) })
+}
+
+/// The same for a time of which the reference program takes a negative one for none.
+fn seconds_or_never(text: &str) -> Result<Number, String> {
+    let negative = text.trim_ascii_start().strip_prefix('-');
+    if negative.is_some_and(|digits| digits.starts_with(|digit: char| digit.is_ascii_digit())) {
+        return Ok(Number { value: Some(0), odd: Some(text.to_owned()) });
+    }
+    number(text, 0..=u32::MAX)
+}
+
 /// Which version's words to speak where the versions of the reference program differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Compat {
@@ -336,7 +410,11 @@ mod tests {
     #[test]
     fn nothing_typed_gives_the_defaults() {
         let args = parse_line("").unwrap();
-        assert_eq!((args.timeout, args.idle, args.port), (0, 350, 0));
+        let numbers = [&args.timeout, &args.idle, &args.port];
+        assert_eq!(
+            numbers.map(|number| (number.or(9), number.odd.is_some())),
+            [(0, false), (350, false), (0, false)]
+        );
         assert_eq!((args.cmdnew, args.cmddel), (None, None));
         assert!(!args.json && !args.status_only && !args.debug);
         assert_eq!((args.max_flows, args.max_endpoints), (None, 1024));
@@ -376,9 +454,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn numbers_are_read_as_the_reference_reads_them() {
+        let read = |text: &str| number(text, 0..=100);
+        for (text, value, is_odd) in [
+            ("7", Some(7), false),
+            ("007", Some(7), false),
+            ("+7", Some(7), true),
+            (" 7", Some(7), true),
+            ("5s", Some(5), true),
+            ("5.5", Some(5), true),
+            ("0x1f", Some(0), true),
+            ("", None, true),
+        ] {
+            let odd = is_odd.then(|| text.to_owned());
+            // A plus sign is odd enough to be told, and harmless.
+            assert_eq!(read(text), Ok(Number { value, odd }), "{text:?}");
+        }
+        for text in ["x", "-1", "101", "99999999999", "-"] {
+            assert!(read(text).is_err(), "{text:?}");
+        }
+        assert_eq!(seconds_or_never("-5").unwrap().value, Some(0));
+        assert!(seconds_or_never("-x").is_err());
+        let empty = parse(["gwlbtun", "-p", "", "-t", "", "--udpthreads="].map(OsString::from));
+        let empty = empty.unwrap();
+        assert_eq!((empty.port.or(7), empty.timeout.or(8)), (7, 8));
+        assert_eq!(empty.udpthreads.unwrap().value, None);
+    }
+
     /// What is unambiguous there must not become ambiguous by a flag of ours.
     #[test]
     fn every_prefix_that_the_reference_knows_still_works() {
+        // Of flags of one kind getopt takes the first.
+        for (line, threads) in [("--u 2", (2, 0)), ("--udp=3", (3, 0)), ("--tu 4 --ud 5", (5, 4))] {
+            let args = parse_line(line).unwrap();
+            let count = |number: Option<Number>| number.map_or(0, |number| number.or(0));
+            assert_eq!((count(args.udpthreads), count(args.tunthreads)), threads, "{line}");
+        }
         let theirs = [
             "cmdnew",
             "cmddel",
@@ -419,12 +531,16 @@ mod tests {
     fn words_are_taken_as_getopt_takes_them() {
         let args = parse_line("-js -p8080 -t 60 stray --udpt=4 --tunaff 0,2-3 more -d").unwrap();
         assert!(args.json && args.status_only && args.debug);
-        assert_eq!((args.port, args.timeout), (8080, 60));
-        assert_eq!(args.udpthreads, Some(4));
+        assert_eq!((args.port.or(0), args.timeout.or(0)), (8080, 60));
+        assert_eq!(args.udpthreads.unwrap().or(0), 4);
         assert_eq!(args.tunaffinity.as_deref(), Some("0,2-3"));
 
         let args = parse_line("-p 80 --port 81 --timeo=1 -- -p 82").unwrap();
-        assert_eq!((args.port, args.timeout), (81, 1), "the later one counts, -- ends options");
+        assert_eq!(
+            (args.port.or(0), args.timeout.or(0)),
+            (81, 1),
+            "the later one counts, -- ends options"
+        );
 
         let vyos = "-c /config/a.sh -r /config/b.sh -p 8080 --tunthreads 2 --tunaffinity 0-1 \
                     --udpthreads 2 --udpaffinity 0-1";
@@ -478,7 +594,8 @@ mod tests {
         for (line, needles) in [
             ("-p abc", ["--port", "\"abc\""]),
             ("-p 99999", ["--port", "65535"]),
-            ("-t -5", ["--timeout", "\"-5\""]),
+            ("-t x", ["--timeout", "\"x\": not a number"]),
+            ("-t 4294967296", ["--timeout", "too large"]),
             ("-i 0", ["--idle", "\"0\""]),
             ("--udpthreads x", ["--udpthreads", "\"x\""]),
             ("--workers 0", ["--workers", "\"0\""]),
@@ -489,7 +606,7 @@ mod tests {
             ("--rcvbuf 1024", ["--rcvbuf", "1023"]),
             ("--hook-jobs 0", ["--hook-jobs", "\"0\""]),
             ("--nonsense", ["--nonsense", "--help"]),
-            ("--tun 1", ["--tun", "--help"]),
+            ("--t 1", ["--t", "--help"]),
         ] {
             let text = parse_line(line).unwrap_err();
             assert_eq!(text.matches('\n').count(), 1, "{line}: {text}");

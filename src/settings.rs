@@ -6,8 +6,9 @@
 //! | given | workers |
 //! |---|---|
 //! | any list of cores | one per core of the union of all lists, pinned to it; counts ignored |
-//! | any count | the largest count (0 counts as 1, as the reference has it) |
-//! | nothing | one per core that this process may use |
+//! | `--workers` | so many |
+//! | counts for both sets of threads | the larger (0 counts as 1, as the reference has it) |
+//! | less | the same; a set without a count has one thread per core that this process may use |
 //!
 //! Without a list, workers are spread over the cores of the process in turn.
 
@@ -19,10 +20,12 @@ pub use cpu_list::parse as parse_cpu_list;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use crate::cli::Args;
 pub use crate::cli::Compat;
+use crate::cli::Number;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::types::WorkerId;
@@ -35,6 +38,9 @@ pub const WORKERS_MAX: usize = 256;
 /// Bytes of memory that one flow is reckoned with when the limit on flows is derived from the
 /// size of the memory: its entry and its share of the index.
 const FLOW_BYTES: u64 = 72;
+
+/// Idle time of a TCP flow, seconds: the load balancer's own default.
+const TCP_IDLE_SECS: u32 = 350;
 
 /// Most flows that can be asked for.
 pub const FLOWS_MAX: u32 = 100_000_000;
@@ -148,7 +154,7 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`] names the option that makes no sense.
     pub fn new(args: &Args, host: &Host) -> Result<Self, SettingsError> {
-        let mut warnings = Vec::new();
+        let mut warnings = odd_numbers(args);
         let workers = match cores_asked_for(args)? {
             Some(cores) => workers_on(&cores, host, &mut warnings),
             None => workers_spread(at_most_queues(count_asked_for(args, host))?, host),
@@ -169,10 +175,10 @@ impl Settings {
                 jobs: args.hook_jobs,
                 insecure_allowed: args.allow_insecure_hooks,
             },
-            tunnel_idle: (args.timeout > 0).then(|| Duration::from_secs(args.timeout.into())),
-            tcp_idle: Duration::from_secs(args.idle.into()),
-            health: (args.port > 0).then_some(HealthSettings {
-                port: args.port,
+            tunnel_idle: seconds(args.timeout.or(0)),
+            tcp_idle: Duration::from_secs(args.idle.or(TCP_IDLE_SECS).into()),
+            health: health_port(args).map(|port| HealthSettings {
+                port: port.get(),
                 json: args.json,
                 body: !args.status_only,
                 compat: args.compat,
@@ -193,17 +199,17 @@ impl Settings {
 /// The union of all lists of cores, or nothing if none was given.
 fn cores_asked_for(args: &Args) -> Result<Option<BTreeSet<usize>>, SettingsError> {
     let mut union = None;
+    let given = |list: &Option<String>| list.clone().filter(|list| !list.trim().is_empty());
     for (flag, list) in [
-        ("--cores", &args.cores),
-        ("--udpaffinity", &args.udpaffinity),
-        ("--tunaffinity", &args.tunaffinity),
+        ("--cores", given(&args.cores)),
+        ("--udpaffinity", given(&args.udpaffinity)),
+        ("--tunaffinity", given(&args.tunaffinity)),
     ] {
         let Some(list) = list else { continue };
-        let cores = parse_cpu_list(list).map_err(|reason| SettingsError::BadCpuList {
-            flag,
-            list: list.clone(),
-            reason,
-        })?;
+        let cores = match parse_cpu_list(&list) {
+            Ok(cores) => cores,
+            Err(reason) => return Err(SettingsError::BadCpuList { flag, list, reason }),
+        };
         union.get_or_insert_with(BTreeSet::new).extend(cores);
     }
     Ok(union)
@@ -224,13 +230,18 @@ fn workers_on(cores: &BTreeSet<usize>, host: &Host, warnings: &mut Vec<String>) 
     workers
 }
 
-/// The largest count given, or one worker per core. A count of 0 is the reference's way to say 1.
+/// The count of workers, or what the reference's two sets of threads come to: a set whose size is
+/// not given has one thread per core, and 0 is its way to say 1.
 fn count_asked_for(args: &Args, host: &Host) -> usize {
-    [args.workers, args.udpthreads, args.tunthreads]
-        .into_iter()
-        .flatten()
-        .max()
-        .map_or(host.cpus.len(), |count| usize::try_from(count.max(1)).unwrap_or(usize::MAX))
+    if let Some(workers) = args.workers {
+        return usize::try_from(workers).unwrap_or(usize::MAX);
+    }
+    let set = |count: &Option<Number>| {
+        // Where a value was typed that is empty, the reference has 1.
+        let count = count.as_ref().map(|number| number.or(1).max(1));
+        count.map_or(host.cpus.len(), |count| usize::try_from(count).unwrap_or(usize::MAX))
+    };
+    set(&args.udpthreads).max(set(&args.tunthreads))
 }
 
 /// `count`, if a TUN has as many queues.
@@ -250,6 +261,34 @@ fn workers_spread(count: usize, host: &Host) -> Vec<WorkerSpec> {
         .take(count)
         .map(|(id, &core)| WorkerSpec { id, core: Some(core), pinned_by_list: false })
         .collect()
+}
+
+/// What was typed that is not just a number, one sentence each.
+fn odd_numbers(args: &Args) -> Vec<String> {
+    let absent = Number { value: None, odd: None };
+    [
+        ("-t", &args.timeout, 0),
+        ("-i", &args.idle, TCP_IDLE_SECS),
+        ("-p", &args.port, 0),
+        ("--udpthreads", args.udpthreads.as_ref().unwrap_or(&absent), 1),
+        ("--tunthreads", args.tunthreads.as_ref().unwrap_or(&absent), 1),
+    ]
+    .into_iter()
+    .filter_map(|(flag, number, default)| {
+        let odd = number.odd.as_ref()?;
+        Some(format!("{flag} \"{odd}\" is taken for {}", number.or(default)))
+    })
+    .collect()
+}
+
+/// A time, if there is one.
+fn seconds(count: u32) -> Option<Duration> {
+    (count > 0).then(|| Duration::from_secs(count.into()))
+}
+
+/// The health port, if there is to be one.
+fn health_port(args: &Args) -> Option<NonZeroU16> {
+    u16::try_from(args.port.or(0)).ok().and_then(NonZeroU16::new)
 }
 
 /// The levels of the log.
@@ -334,7 +373,10 @@ mod tests {
         for (line, expected) in [
             ("--udpthreads 3", &[Some(4), Some(6), Some(4)][..]),
             ("--udpthreads 1 --tunthreads 2", &[Some(4), Some(6)]),
-            ("--tunthreads 0", &[Some(4)]),
+            ("--udpthreads 1", &[Some(4), Some(6)]),
+            ("--tunthreads 1", &[Some(4), Some(6)]),
+            ("--udpthreads 0 --tunthreads 0", &[Some(4)]),
+            ("--workers 1 --udpthreads 4", &[Some(4)]),
             ("--workers 1", &[Some(4)]),
             ("--udpaffinity 4", &[Some(4)]),
             ("--udpaffinity 4 --tunaffinity 4,6", &[Some(4), Some(6)]),
@@ -383,6 +425,27 @@ mod tests {
         assert_eq!(page.hooks.create.unwrap(), "hook.sh");
         assert_eq!(page.hooks.destroy, None);
         assert_eq!(page.tunnel_idle, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn odd_numbers_are_told() {
+        let odd = settings("-t 5s -i 60s -p 8080abc --udpthreads 1x --tunthreads=", &[0]).unwrap();
+        assert_eq!(odd.tunnel_idle, Some(Duration::from_secs(5)));
+        assert_eq!(odd.tcp_idle, Duration::from_mins(1));
+        assert_eq!(odd.health.unwrap().port, 8080);
+        assert_eq!(
+            odd.warnings,
+            [
+                "-t \"5s\" is taken for 5",
+                "-i \"60s\" is taken for 60",
+                "-p \"8080abc\" is taken for 8080",
+                "--udpthreads \"1x\" is taken for 1",
+                "--tunthreads \"\" is taken for 1",
+            ]
+        );
+        let empty = settings("--udpaffinity= --cores= -t= -i=", &[0, 1]).unwrap();
+        assert_eq!(cores(&empty), [Some(0), Some(1)]);
+        assert_eq!((empty.tunnel_idle, empty.tcp_idle), (None, Duration::from_secs(350)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | bug | of the reference | tests |
 //! |---|---|---|
 //! | B1 | crashes at one start in three | here |
-//! | B2 | takes options that are missing or overrun for the packet's before | here, and byte by byte in `wire::gwlb` |
+//! | B2 | takes missing options from the packet before, or from inside | here, `wire::gwlb` |
 //! | B3 | removes an endpoint under one-way traffic | `lifecycle` |
 //! | B4 | loses packets that leave by `gwi` | `bytes` |
 //! | B5 | leaves descriptors and links after a teardown | `lifecycle` |
