@@ -89,7 +89,6 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
     let proven = prove(&mut settings)?;
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
-    log.announce_configuration();
     announce_features(proven.features, settings.busy_poll_us, &log);
     let result = run_proven(settings, ram_bytes, proven, &log);
     if result.is_ok() {

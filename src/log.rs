@@ -206,18 +206,6 @@ impl Log {
         }
     }
 
-    /// The reference program's first line, which lists the threshold of every section.
-    pub fn announce_configuration(&self) {
-        let mut text = String::from("Logging thread started. Configuration:");
-        for section in Section::ALL {
-            text.push_str(section.name());
-            text.push('=');
-            text.push_str(self.shared.thresholds.of(section).name());
-            text.push_str("  ");
-        }
-        self.enqueue(Section::Core, Level::Important, text);
-    }
-
     fn enqueue(&self, section: Section, level: Level, text: String) {
         let current = thread::current();
         // The reference program's main thread goes by the name of the program.
@@ -268,6 +256,7 @@ struct Writer<S> {
 
 impl<S: Write> Writer<S> {
     fn run(mut self) {
+        self.announce_configuration();
         loop {
             match self.entries.recv_timeout(Duration::from_secs(1)) {
                 Ok(Entry::Line(line)) => self.write(&line),
@@ -277,6 +266,21 @@ impl<S: Write> Writer<S> {
             self.tell_what_is_missing(false);
         }
         self.tell_what_is_missing(true);
+    }
+
+    /// The reference program's first line, which lists the threshold of every section.
+    fn announce_configuration(&mut self) {
+        if self.shared.thresholds.of(Section::Core) < Level::Important {
+            return;
+        }
+        let mut text = String::from("Logging thread started. Configuration:");
+        for section in Section::ALL {
+            text.push_str(section.name());
+            text.push('=');
+            text.push_str(self.shared.thresholds.of(section).name());
+            text.push_str("  ");
+        }
+        self.tell(text);
     }
 
     /// Writes what was lost or held back, events only when their second is over (or at the end).
@@ -382,7 +386,6 @@ mod tests {
     fn what_is_below_the_threshold_stays_out() {
         let page = Page::default();
         let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
-        log.announce_configuration();
         log.line(Section::Core, Level::Debug, format_args!("hidden"));
         log.event(Section::Udp, Level::DebugDetail, "x", format_args!("hidden"));
         log.line(Section::Tunnel, Level::Info, format_args!("shown"));

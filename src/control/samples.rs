@@ -10,10 +10,12 @@ use crate::log::Level;
 use crate::log::Log;
 use crate::log::Section;
 use crate::types::DropReason;
+use crate::types::GENEVE_PORT;
 use crate::types::LinkName;
 use crate::wire::Addresses;
 use crate::wire::FiveTuple;
 use crate::wire::inner;
+use crate::wire::protocol;
 use crate::worker::mailbox::Sample;
 use crate::worker::mailbox::SampleWish;
 use crate::worker::mailbox::Sight;
@@ -25,86 +27,90 @@ const DUMP_LINE: usize = 16;
 #[derive(Debug)]
 pub(super) struct Samples {
     log: Log,
-    /// The level of dumps: with `-x` they are shown by default.
-    packets: Level,
+    /// With `-x` packets are shown by default, with their bytes.
     hex_dump: bool,
 }
 
 impl Samples {
     pub(super) const fn new(log: Log, hex_dump: bool) -> Self {
-        let packets = if hex_dump { Level::Info } else { Level::DebugDetail };
-        Self { log, packets, hex_dump }
+        Self { log, hex_dump }
     }
 
     /// Which packets are worth a look: those whose lines are written.
     pub(super) fn wish(&self) -> SampleWish {
+        let level = if self.hex_dump { Level::Info } else { Level::Debug };
+        let shows = |level| [Section::Geneve, Section::Tunnel].map(|s| self.log.shows(s, level));
         SampleWish {
-            packets: self.log.shows(Section::Geneve, self.packets),
-            drops: self.log.shows(Section::Geneve, Level::Debug),
+            packets: shows(level).contains(&true),
+            drops: shows(Level::Debug).contains(&true),
         }
     }
 
-    /// Logs one sample.
+    /// Logs one sample. Each kind of sample is an event of its own.
     pub(super) fn show(&self, sample: &Sample) {
-        let (event, level) = match (sample.sight, sample.dropped) {
-            (Sight::Datagram(_), None) => ("packets from the load balancer", self.packets),
-            (Sight::Packet(..), None) => ("packets from the host", self.packets),
-            (Sight::Datagram(_), Some(_)) => ("drops from the load balancer", Level::Debug),
-            (Sight::Packet(..), Some(_)) => ("drops from the host", Level::Debug),
+        let (section, event) = match (sample.sight, sample.dropped) {
+            (Sight::Datagram(_), None) => (Section::Geneve, "packets from the load balancer"),
+            (Sight::Datagram(_), Some(_)) => (Section::Geneve, "drops from the load balancer"),
+            (Sight::Packet(..), None) => (Section::Tunnel, "packets from the host"),
+            (Sight::Packet(..), Some(_)) => (Section::Tunnel, "drops from the host"),
         };
-        self.log.held_back(event, sample.passed_over);
-        if sample.len == 0 {
+        let level =
+            if self.hex_dump && sample.dropped.is_none() { Level::Info } else { Level::Debug };
+        if !self.log.shows(section, level) {
             return;
         }
-        let dump =
-            Dump(if sample.dropped.is_none() || self.hex_dump { &sample.bytes } else { &[] });
-        let line = format_args!("{}{dump}", Headline(sample));
-        self.log.event(Section::Geneve, level, event, line);
+        self.log.held_back(event, sample.passed_over);
+        if sample.len > 0 {
+            let wants_dump = self.hex_dump || self.log.shows(section, Level::DebugDetail);
+            let dump = Dump(if wants_dump { &sample.bytes } else { &[] });
+            self.log.event(section, level, event, format_args!("{}{dump}", Headline(sample)));
+        }
     }
 }
 
-/// What a sample is about, in one line.
+/// What a sample is about, in one line; in the reference's words, because people look for them.
 struct Headline<'a>(&'a Sample);
 
 impl fmt::Display for Headline<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sample { worker, sight, dropped, len, bytes, .. } = self.0;
+        let Sample { sight, dropped, len, bytes, .. } = self.0;
         match (sight, dropped) {
             (Sight::Datagram(outer), None) => write!(
                 f,
-                "Worker {worker}: {len} bytes of GENEVE from {}:{} to {}.",
+                "Received a packet of {len} bytes from {} port {} sent to {} port {GENEVE_PORT}",
                 outer.remote, outer.remote_port, outer.local
             ),
             (Sight::Datagram(outer), Some(reason)) => write!(
                 f,
-                "Worker {worker}: {len} bytes of GENEVE from {}:{} dropped, {reason}: {}",
+                "Geneve Header not OK - dropping {len} bytes from {} port {}. {reason}: {}",
                 outer.remote,
                 outer.remote_port,
                 reason.explanation()
             ),
             (Sight::Packet(id, side), None) => {
-                write!(f, "Worker {worker}: {len} bytes from {}.", LinkName::of(*id, *side))
-            }
-            (Sight::Packet(id, side), Some(reason)) => {
                 let link = LinkName::of(*id, *side);
-                match inner::parse_any(bytes) {
-                    Ok(inner) if *reason == DropReason::FlowUnknown => write!(
-                        f,
-                        "Flow {} from {link} has not been seen coming in from GWLB - dropping.",
-                        Tuple(&inner.tuple)
-                    ),
-                    _ => write!(
-                        f,
-                        "Worker {worker}: {len} bytes from {link} dropped, {reason}: {}",
-                        reason.explanation()
-                    ),
-                }
+                write!(f, "Received a packet of {len} bytes for ENI Id:{id} from {link}")
             }
+            (Sight::Packet(id, side), Some(reason)) => match inner::parse_any(bytes) {
+                Ok(inner) if *reason == DropReason::FlowUnknown => write!(
+                    f,
+                    "Flow {} has not been seen coming in from GWLB - dropping.  (Remember - GWLB \
+                     is for inline inspection only - you cannot source new flows from this device \
+                     into it.)",
+                    Tuple(&inner.tuple)
+                ),
+                _ => write!(
+                    f,
+                    "Dropping {len} bytes from {}. {reason}: {}",
+                    LinkName::of(*id, *side),
+                    reason.explanation()
+                ),
+            },
         }
     }
 }
 
-/// A flow, as people write it.
+/// A flow as the reference writes it.
 struct Tuple<'a>(&'a FiveTuple);
 
 impl fmt::Display for Tuple<'_> {
@@ -113,14 +119,19 @@ impl fmt::Display for Tuple<'_> {
         match addresses {
             Addresses::V4 { src, dst } => {
                 let [src, dst] = [src, dst].map(|address| Ipv4Addr::from(*address));
-                write!(f, "{src}:{src_port} -> {dst}:{dst_port}")?;
+                write!(f, "PacketHeaderV4: SrcIP: {src}, DstIP: {dst}")?;
             }
             Addresses::V6 { src, dst } => {
                 let [src, dst] = [src, dst].map(|address| Ipv6Addr::from(*address));
-                write!(f, "[{src}]:{src_port} -> [{dst}]:{dst_port}")?;
+                write!(f, "PacketHeaderV6: SrcIP: {src}, DstIP: {dst}")?;
             }
         }
-        write!(f, " protocol {protocol}")
+        let name = match *protocol {
+            protocol::TCP => "TCP",
+            protocol::UDP => "UDP",
+            other => return write!(f, " Prot #{other}"),
+        };
+        write!(f, "  Prot {name}, src pt {src_port}, dst pt {dst_port}")
     }
 }
 
@@ -187,25 +198,24 @@ mod tests {
         }
         thread.finish();
         let after_the_thread = |line: &str| line.split_once('(').unwrap().1.to_owned();
-        page.text().lines().map(after_the_thread).collect()
+        // The first line lists the levels.
+        page.text().lines().map(after_the_thread).filter(|line| !line.contains("Config")).collect()
     }
 
     #[test]
     fn hex_dumps_of_both_sides() {
         let told = lines("all=info", true, &[sample(DATAGRAM, None, 0), sample(PACKET, None, 0)]);
-        let dump = [
-            "geneve,info) : : 0000: 4500 001e 0000 0000 4011 0000 c000 0201  E.......@.......",
-            "geneve,info) : : 0010: c000 0202 0007 0009 000a 0000 6162       ............ab",
-        ];
         assert_eq!(
             told,
             [
-                "geneve,info) : : Worker 3: 30 bytes of GENEVE from 10.0.0.1:60000 to 10.0.0.2.",
-                dump[0],
-                dump[1],
-                "geneve,info) : : Worker 3: 30 bytes from gwo-1.",
-                dump[0],
-                dump[1],
+                "geneve,info) : : Received a packet of 30 bytes from 10.0.0.1 port 60000 sent to \
+                 10.0.0.2 port 6081",
+                "geneve,info) : : 0000: 4500 001e 0000 0000 4011 0000 c000 0201  E.......@.......",
+                "geneve,info) : : 0010: c000 0202 0007 0009 000a 0000 6162       ............ab",
+                "tunnel,info) : : Received a packet of 30 bytes for ENI Id:00000000000000001 from \
+                 gwo-1",
+                "tunnel,info) : : 0000: 4500 001e 0000 0000 4011 0000 c000 0201  E.......@.......",
+                "tunnel,info) : : 0010: c000 0202 0007 0009 000a 0000 6162       ............ab",
             ]
         );
     }
@@ -217,19 +227,24 @@ mod tests {
             sample(PACKET, Some(DropReason::FlowUnknown), 0),
             sample(PACKET, Some(DropReason::Mtu), 4),
         ];
-        let told = lines("geneve=debug", false, &samples);
+        let told = lines("all=debug", false, &samples);
         assert_eq!(
             told,
             [
-                "geneve,debug) : : Worker 3: 30 bytes of GENEVE from 10.0.0.1:60000 dropped, \
-                 option_missing: The endpoint id, the attachment id or the flow cookie is missing.",
-                "geneve,debug) : : Flow 192.0.2.1:7 -> 192.0.2.2:9 protocol 17 from gwo-1 has not \
-                 been seen coming in from GWLB - dropping.",
-                "geneve,debug) : : Worker 3: 30 bytes from gwo-1 dropped, mtu: The packet is \
-                 larger than the load balancer or the path takes.",
+                "geneve,debug) : : Geneve Header not OK - dropping 30 bytes from 10.0.0.1 port \
+                 60000. option_missing: The endpoint id, the attachment id or the flow cookie is \
+                 missing.",
+                "tunnel,debug) : : Flow PacketHeaderV4: SrcIP: 192.0.2.1, DstIP: 192.0.2.2  Prot \
+                 UDP, src pt 7, dst pt 9 has not been seen coming in from GWLB - dropping.  \
+                 (Remember - GWLB is for inline inspection only - you cannot source new flows \
+                 from this device into it.)",
+                "tunnel,debug) : : Dropping 30 bytes from gwo-1. mtu: The packet is larger than \
+                 the load balancer or the path takes.",
                 "core,important) : : suppressed 4 more lines of drops from the host",
             ]
         );
+        assert_eq!(lines("all=info", true, &samples), [""; 0], "no dump of a drop without -d");
+        assert_eq!(lines("tunnel=debugdetail", false, &samples).len(), 2 * 3 + 1);
     }
 
     #[test]
@@ -237,10 +252,10 @@ mod tests {
         for (levels, hex_dump, packets, drops) in [
             ("all=info", false, false, false),
             ("all=info", true, true, false),
-            ("geneve=debug", false, false, true),
-            ("geneve=debugdetail", false, true, true),
+            ("geneve=debug", false, true, true),
+            ("tunnel=debug", false, true, true),
             ("core=debugdetail", false, false, false),
-            ("geneve=critical", true, false, false),
+            ("all=critical", true, false, false),
         ] {
             let (log, _) = Log::start(Thresholds::parse(levels).0, std::io::sink()).unwrap();
             let wish = Samples::new(log, hex_dump).wish();

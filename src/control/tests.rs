@@ -281,7 +281,7 @@ fn an_endpoint_lives_idles_away_lives_again_and_ends_with_the_program() {
         format!("Removing interface {two}."),
     ];
     let expected = expected.map(|text| format!("gwlbtun(core,important) : : {text}"));
-    assert_eq!(lines, expected);
+    assert_eq!(lines[1..], expected, "behind the line that lists the levels");
 }
 
 #[test]

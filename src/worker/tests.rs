@@ -56,10 +56,9 @@ struct Hosts {
     queues: [UnixDatagram; 2],
 }
 
-/// With multishot reads and with what replaces them on older kernels.
+/// With multishot reads, where the kernel has them, and with what replaces them on older kernels.
 fn benches() -> [Bench; 2] {
     let features = Features::probe().expect("the tests need io_uring");
-    assert!(features.read_multishot, "these tests are for both ways to read");
     [features, features.floor()].map(Bench::new)
 }
 

@@ -117,6 +117,10 @@ fn frames_are_read_behind_their_headroom() {
         host.write_all(b"frame").unwrap();
         let read = wait_for(&mut driver, Operation::TunRead, 1)[0];
         assert_eq!((queue_of(read.token.queue), read.token.generation), ((SLOT, Side::Gwo), 7));
+        if !driver.features().read_multishot {
+            assert_eq!(read.buffer, None, "a poll before Linux 6.7: the worker reads by itself");
+            continue;
+        }
         let buffer = read.buffer.unwrap();
         let start = driver.headroom_bytes(Group::Tun);
         assert_eq!(&driver.bytes_mut(buffer)[start..start + 5], b"frame");
