@@ -22,8 +22,14 @@ fail() {
 
 command -v apt-get >/dev/null || fail "needs Debian's kernel and apt-get; run it on Debian 12"
 case $(uname -m) in
-x86_64) debian=amd64 qemu=qemu-system-x86_64 package=qemu-system-x86 machine=q35 console=ttyS0 ;;
-aarch64) debian=arm64 qemu=qemu-system-aarch64 package=qemu-system-arm machine=virt console=ttyAMA0 ;;
+x86_64)
+    debian=amd64 qemu=qemu-system-x86_64 package=qemu-system-x86
+    machine=q35 console=ttyS0
+    ;;
+aarch64)
+    debian=arm64 qemu=qemu-system-aarch64 package=qemu-system-arm
+    machine=virt console=ttyAMA0
+    ;;
 *) fail "runs on x86_64 and aarch64, not on $(uname -m)" ;;
 esac
 
