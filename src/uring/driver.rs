@@ -64,6 +64,9 @@ const NO_OFFSET: u64 = u64::MAX;
 pub struct DriverPlan {
     /// Entries of the submission queue.
     pub submissions: u32,
+    /// Most entries of the completion queue, a power of two or `u32::MAX`. What finds no place in
+    /// it the kernel keeps until it is looked for.
+    pub completions_max: u32,
     /// Most writes and sends in flight.
     pub operations_max: u32,
     /// Buffers for datagrams. What the kernel fills includes [`received::DATAGRAM_START`].
@@ -119,7 +122,8 @@ impl Driver {
             + u32::from(plan.udp.count)
             + u32::from(plan.tun.count)
             + 2 * u32::from(plan.endpoints_max);
-        let ring = Ring::new(plan.submissions, completions.next_power_of_two(), plan.features)?;
+        let completions = completions.next_power_of_two().min(plan.completions_max);
+        let ring = Ring::new(plan.submissions, completions, plan.features)?;
         if plan.busy_poll_us > 0 && plan.features.busy_poll {
             ring.set_busy_poll(plan.busy_poll_us)?;
         }
@@ -485,6 +489,7 @@ impl Drop for Driver {
     /// worker came to its end.
     fn drop(&mut self) {
         self.ring.cancel_everything();
+        self.ring.let_go_of_files();
     }
 }
 

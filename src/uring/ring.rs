@@ -110,6 +110,14 @@ impl Ring {
         let _ = self.uring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
     }
 
+    /// Lets go of the registered files at once. The kernel takes a ring apart some time after the
+    /// process has ended, and a receive socket that lives on until then keeps its place among
+    /// those of the port: the next process would lose the datagrams that it gets.
+    pub(super) fn let_go_of_files(&self) {
+        // Where none are registered there is nothing to let go of.
+        let _ = self.uring.submitter().unregister_files();
+    }
+
     /// Queues an operation. Where the queue is full, what is in it is submitted first.
     ///
     /// # Safety

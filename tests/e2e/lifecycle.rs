@@ -289,3 +289,20 @@ exec {PASSTHROUGH} "$@"
     ping_through(&mut injector, 1, 1);
     injector.assert_clean();
 }
+
+/// The kernel takes a ring apart after the process has ended. Until then the receive sockets of
+/// the old process were among those of port 6081, and a datagram of the new one could end there.
+#[test]
+fn a_restart_at_once_finds_the_port_for_itself() {
+    let lab = Lab::new(0, Config::default());
+    let mut injector = lab.injector();
+    for _ in 0..20 {
+        let mut engine = Engine::passthrough(&lab, &["--workers", "2"]);
+        for endpoint in 0..2 {
+            ping_through(&mut injector, endpoint, 1);
+        }
+        engine.signal(Signal::SIGTERM);
+        assert_eq!(engine.wait().code(), Some(0));
+    }
+    injector.assert_clean();
+}

@@ -25,6 +25,7 @@ fn drivers() -> [Driver; 2] {
 fn driver(features: Features) -> Driver {
     Driver::new(DriverPlan {
         submissions: 8,
+        completions_max: u32::MAX,
         operations_max: 16,
         udp: GroupPlan { offered: 4, count: 8, headroom_bytes: 0, filled_bytes: 2048 },
         tun: GroupPlan { offered: 4, count: 8, headroom_bytes: 256, filled_bytes: 2048 },
