@@ -49,6 +49,7 @@ use crate::worker::WorkerParts;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Mailbox;
 use budget::Budget;
+use budget::RingSizes;
 pub use start_error::StartError;
 use start_error::no_health_port;
 use start_error::no_tun;
@@ -75,8 +76,7 @@ const END_MAX: Duration = Duration::from_secs(2);
 
 /// What the host has shown to be able to do.
 struct Proven {
-    features: Features,
-    budget: Budget,
+    driver: DriverPlan,
     receivers: Vec<OwnedFd>,
     listener: Option<TcpListener>,
 }
@@ -86,11 +86,11 @@ struct Proven {
 /// # Errors
 /// When it cannot start, or a part that it cannot do without has failed.
 pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
-    let proven = prove(&mut settings)?;
+    let proven = prove(&mut settings, ram_bytes)?;
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
-    announce_features(proven.features, settings.busy_poll_us, &log);
-    let result = run_proven(settings, ram_bytes, proven, &log);
+    announce_features(proven.driver, &log);
+    let result = run_proven(settings, proven, &log);
     if result.is_ok() {
         log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
     }
@@ -99,7 +99,8 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
 }
 
 /// Says what the kernel can do, and what was asked for in vain.
-fn announce_features(features: Features, busy_poll_us: u32, log: &Log) {
+fn announce_features(plan: DriverPlan, log: &Log) {
+    let DriverPlan { features, busy_poll_us, .. } = plan;
     let Features { defer_taskrun, read_multishot, busy_poll } = features;
     log.line(
         Section::Core,
@@ -120,8 +121,9 @@ fn announce_features(features: Features, busy_poll_us: u32, log: &Log) {
 }
 
 /// Tries everything that the program cannot do without, for real.
-fn prove(settings: &mut Settings) -> Result<Proven, StartError> {
+fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> {
     let budget = divide_open_files(settings)?;
+    let locked_bytes = limits::raise_locked_memory()?;
     let probed = Features::probe().map_err(|error| {
         if error.errno == Errno::EOPNOTSUPP {
             return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
@@ -130,6 +132,7 @@ fn prove(settings: &mut Settings) -> Result<Proven, StartError> {
     })?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
     tun::probe().map_err(no_tun)?;
+    let driver = driver_plan(features, budget, locked_bytes, settings, ram_bytes)?;
     let queue_bytes = settings.receive_queue_bytes;
     let receivers: Result<_, _> =
         settings.workers.iter().map(|_| udp::open_receiver(queue_bytes)).collect();
@@ -138,7 +141,7 @@ fn prove(settings: &mut Settings) -> Result<Proven, StartError> {
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
-    Ok(Proven { features, budget, receivers, listener })
+    Ok(Proven { driver, receivers, listener })
 }
 
 /// Raises the limit on open files as far as it goes, and limits the endpoints to what it carries.
@@ -159,13 +162,8 @@ fn divide_open_files(settings: &mut Settings) -> Result<Budget, StartError> {
     Ok(budget)
 }
 
-fn run_proven(
-    settings: Settings,
-    ram_bytes: u64,
-    proven: Proven,
-    log: &Log,
-) -> Result<(), StartError> {
-    let Proven { features, budget, receivers, listener } = proven;
+fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
+    let Proven { driver, receivers, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(admission(settings.endpoints_max, workers));
@@ -182,7 +180,6 @@ fn run_proven(
     let (netdev, netdev_thread) = netdev::spawn()?;
 
     let mut started = Started::default();
-    let driver = driver_plan(features, budget, &settings, ram_bytes);
     for (spec, receiver) in settings.workers.iter().zip(receivers) {
         let wake = Arc::new(EventFd::new()?);
         let (mailbox, commands) = Mailbox::new(4 * endpoints_max + 64, Arc::clone(&wake));
@@ -315,13 +312,15 @@ fn end(worker: WorkerThread, log: &Log) {
     }
 }
 
-/// Sizes of a worker's ring: all workers' buffers together take 1/16 of main memory at most.
+/// Sizes of a worker's ring: all workers' buffers together take 1/16 of main memory at most, and
+/// all rings no more memory than may be locked.
 fn driver_plan(
     features: Features,
     budget: Budget,
+    locked_bytes: Option<u64>,
     settings: &Settings,
     ram_bytes: u64,
-) -> DriverPlan {
+) -> Result<DriverPlan, StartError> {
     let workers = settings.workers.len();
     let bytes_per_buffer = 2 * (HEADROOM_BYTES + PACKET_BYTES_MAX) * workers;
     let affordable = ram_bytes / 16 / u64::try_from(bytes_per_buffer).unwrap_or(u64::MAX);
@@ -330,10 +329,18 @@ fn driver_plan(
         count /= 2;
     }
     let offered = BUFFERS_OFFERED.min(count / 2);
-    DriverPlan {
-        submissions: 1024,
-        // Every write and send holds a buffer, so there are never more of them than buffers.
-        operations_max: 2 * u32::from(count),
+    // Every write and send holds a buffer, so there are never more of them than buffers.
+    let operations_max = 2 * u32::from(count);
+    let outstanding = 2 * operations_max + 2 * u32::from(settings.endpoints_max);
+    let RingSizes { submissions, completions_max } =
+        RingSizes::new(locked_bytes, workers, outstanding).map_err(|least| {
+            let limit = locked_bytes.unwrap_or(u64::MAX);
+            StartError::LockedMemory { limit, workers, least }
+        })?;
+    Ok(DriverPlan {
+        submissions,
+        completions_max,
+        operations_max,
         udp: GroupPlan {
             offered,
             count,
@@ -350,7 +357,7 @@ fn driver_plan(
         endpoints_max: settings.endpoints_max,
         busy_poll_us: settings.busy_poll_us,
         features,
-    }
+    })
 }
 
 const _: () = assert!(

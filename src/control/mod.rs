@@ -163,7 +163,9 @@ struct Control {
 /// See [`ControlError`]. After a failure to start, the workers have been told to stop too.
 pub fn run(parts: Parts) -> Result<(), ControlError> {
     let mailboxes: Vec<_> = parts.workers.iter().map(|worker| worker.mailbox.clone()).collect();
-    let outcome = tokio_uring::Runtime::new(&tokio_uring::builder())
+    // Its ring is for the output of hooks only; its memory is locked, and that may be limited.
+    let mut builder = tokio_uring::builder();
+    let outcome = tokio_uring::Runtime::new(builder.entries(32))
         .map_err(ControlError::from)
         .and_then(|runtime| runtime.block_on(supervise(parts)));
     for mailbox in mailboxes {

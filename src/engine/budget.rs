@@ -1,9 +1,9 @@
-//! How many endpoints and send sockets the limit on open files carries.
+//! What the limits on open files and on locked memory carry.
 //!
 //! Every worker has a queue of both links of every endpoint, and a socket for each source port of
 //! the load balancer that it answers to. A program that finds out in the middle of work that there
 //! is no descriptor left serves some endpoints and not others; this one divides what there is at
-//! the start, and says what to set.
+//! the start, and says what to set. Likewise the workers' rings: their memory is locked.
 
 /// Send sockets that a worker has at most.
 const SENDERS_MAX: u64 = 1024;
@@ -53,6 +53,46 @@ impl Budget {
     }
 }
 
+/// Locked memory besides the workers' rings, bytes: the ring of control, and one to probe with.
+const LOCKED_FIXED: u64 = 32 << 10;
+
+/// Locked memory of one worker besides the ring's own queues, bytes: its rings of buffers, and
+/// what is rounded up to pages.
+const LOCKED_PER_WORKER: u64 = 20 << 10;
+
+/// Sizes of a ring's queues, in entries. The completion queue may be shorter than what can be
+/// outstanding: the kernel keeps what finds no place (`IORING_FEAT_NODROP`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RingSizes {
+    pub(super) submissions: u32,
+    pub(super) completions_max: u32,
+}
+
+impl RingSizes {
+    /// Where nothing limits them.
+    const FULL: Self = Self { submissions: 1024, completions_max: u32::MAX };
+
+    /// The largest queues that `limit` bytes of locked memory carry for `workers` workers, of
+    /// which each may have `outstanding` completions at a time.
+    ///
+    /// # Errors
+    /// The smallest limit that will do, if this one does not.
+    pub(super) fn new(limit: Option<u64>, workers: usize, outstanding: u32) -> Result<Self, u64> {
+        let Some(limit) = limit else { return Ok(Self::FULL) };
+        let mut needed = 0;
+        for submissions in [1024, 512, 256, 128, 64] {
+            let completions = outstanding.next_power_of_two().min(4 * submissions);
+            // A submission takes 64 bytes and an index, a completion 16 bytes.
+            let queues = u64::from(submissions) * 68 + u64::from(completions) * 16;
+            needed = LOCKED_FIXED + (LOCKED_PER_WORKER + queues) * workers as u64;
+            if needed <= limit {
+                return Ok(Self { submissions, completions_max: completions });
+            }
+        }
+        Err(needed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +136,19 @@ mod tests {
         let least = Budget::new(100, 2, 1024).unwrap_err();
         assert_eq!(least, 216);
         assert!(Budget::new(least, 2, 1024).is_ok());
+    }
+
+    #[test]
+    fn rings_fit_into_what_may_be_locked() {
+        let sizes = |limit, workers| RingSizes::new(Some(limit), workers, 4096);
+        let of = |submissions, completions_max| Ok(RingSizes { submissions, completions_max });
+        assert_eq!(RingSizes::new(None, 256, 4096), Ok(RingSizes::FULL));
+        // What systemd gives every service, and what it gave before.
+        assert_eq!(sizes(8 << 20, 2), of(1024, 4096));
+        assert_eq!(sizes(8 << 20, 64), of(512, 2048));
+        assert_eq!(sizes(8 << 20, 192), of(128, 512));
+        assert_eq!(sizes(64 << 10, 1), of(64, 256));
+        assert_eq!(sizes(64 << 10, 2), Err((32 << 10) + 2 * ((20 << 10) + 64 * 68 + 256 * 16)));
+        assert_eq!(RingSizes::new(Some(8 << 20), 2, 100), of(1024, 128));
     }
 }

@@ -48,6 +48,20 @@ pub enum StartError {
         /// The smallest limit that will do.
         least: u64,
     },
+    /// The limit on locked memory does not carry the smallest rings.
+    #[error(
+        "the limit on locked memory is {} KiB, which does not carry the rings of {workers} workers; \
+         set LimitMEMLOCK={}K or more, or give the unit CAP_IPC_LOCK, or fewer --workers",
+        limit / 1024, least.div_ceil(1024)
+    )]
+    LockedMemory {
+        /// The hard limit, bytes.
+        limit: u64,
+        /// How many workers there would be.
+        workers: usize,
+        /// The smallest limit that will do, bytes.
+        least: u64,
+    },
     /// `io_uring` is forbidden or fails.
     #[error(
         "cannot use io_uring: {0}; look at kernel.io_uring_disabled, at the container's seccomp \
@@ -69,7 +83,7 @@ impl StartError {
         match self {
             Self::HealthPort { .. } | Self::Host(_) => 1,
             Self::Permission { .. } => 2,
-            Self::Missing { .. } | Self::OpenFiles { .. } => 3,
+            Self::Missing { .. } | Self::OpenFiles { .. } | Self::LockedMemory { .. } => 3,
             Self::UdpPort(_) => 4,
             Self::IoUring(_) | Self::Control(_) => 5,
         }

@@ -1,5 +1,6 @@
 //! Limits of the process and of the host.
 
+use nix::sys::resource::RLIM_INFINITY;
 use nix::sys::resource::Resource;
 use nix::sys::resource::getrlimit;
 use nix::sys::resource::setrlimit;
@@ -22,6 +23,35 @@ pub fn raise_open_files() -> Result<u64, Error> {
     Ok(hard)
 }
 
+/// Raises the limit on locked memory to the hard limit, and returns it in bytes. Nothing where it
+/// does not bind this process: it is infinite, or the process has `CAP_IPC_LOCK`.
+///
+/// The memory of io_uring's rings counts against it, per user (`io_uring/memmap.c`,
+/// `io_create_region`, since Linux 6.14).
+///
+/// # Errors
+/// When the kernel refuses, as a seccomp filter could make it.
+pub fn raise_locked_memory() -> Result<Option<u64>, Error> {
+    let fail = |call| move |errno| Error::new(call, "RLIMIT_MEMLOCK", errno);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(fail("getrlimit"))?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard).map_err(fail("setrlimit"))?;
+    }
+    Ok((hard != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(hard))
+}
+
+/// Number of the capability to lock any amount of memory (include/uapi/linux/capability.h).
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether a capability is effective, as `/proc/self/status` tells it; not, if that cannot be
+/// read.
+fn has_capability(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> number & 1 == 1)
+}
+
 /// Main memory of the host, bytes.
 ///
 /// # Errors
@@ -41,5 +71,8 @@ mod tests {
         let files = raise_open_files().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (files, files));
         assert!(memory_bytes().unwrap() > 64 << 20);
+        if has_capability(CAP_IPC_LOCK) {
+            assert_eq!(raise_locked_memory(), Ok(None));
+        }
     }
 }

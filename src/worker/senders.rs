@@ -277,6 +277,7 @@ mod tests {
         let features = Features::probe().expect("the tests need io_uring");
         Driver::new(DriverPlan {
             submissions: 64,
+            completions_max: u32::MAX,
             operations_max: 16,
             udp: group,
             tun: group,

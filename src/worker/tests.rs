@@ -89,6 +89,7 @@ impl Bench {
             workers: 1,
             driver: DriverPlan {
                 submissions: 64,
+                completions_max: u32::MAX,
                 operations_max: 2 * u32::from(BUFFERS),
                 udp: group(0),
                 tun: group(256),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::sim::gwlb::Config;
+use crate::support::clock::PATIENCE;
 use crate::support::clock::wait_until;
 use crate::support::engine::Engine;
 use crate::support::engine::PASSTHROUGH;
@@ -152,4 +153,27 @@ fn b09_few_open_files_limit_the_endpoints_and_not_the_service() {
     assert_eq!(page["enis"].as_array().map(Vec::len), Some(8), "{page}");
     assert!(page["warnings"].to_string().contains("--max-endpoints"), "{page}");
     expect_traffic(&mut injector, 8);
+}
+
+/// What systemd lets a service lock, without the capability to lock more: since Linux 6.14 that
+/// is the memory of rings. 64 workers make do with smaller ones.
+#[test]
+fn sixty_four_workers_fit_into_8_mebibytes_of_locked_memory() {
+    let lab = Lab::new(0, Config::default());
+    let wrapper = ["prlimit", "--memlock=8388608", "setpriv", "--bounding-set=-all,+net_admin"];
+    let args = ["-c", PASSTHROUGH, "-p", "8080", "--workers", "64", "-j"];
+    let mut engine = Engine::start_under(&lab, &wrapper, &args);
+    let mut injector = lab.injector();
+    expect_traffic(&mut injector, 3);
+    // More than the small completion queues hold.
+    for port in 0..2000 {
+        injector.send(endpoint_id(0), &packets::udp(V4, (port, 53), b"many at once"));
+    }
+    for _ in 0..2000 {
+        assert!(injector.receive(PATIENCE).is_some());
+    }
+    injector.assert_clean();
+    assert_eq!(engine.health("/").status, 200);
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
 }

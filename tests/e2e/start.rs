@@ -98,6 +98,15 @@ fn too_few_open_files_are_status_3() {
 }
 
 #[test]
+fn too_little_locked_memory_is_status_3() {
+    let lab = Lab::new(0, Config::default());
+    let little = ["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-all,+net_admin"];
+    let said = "the limit on locked memory is 64 KiB, which does not carry the rings of 4 workers; \
+                set LimitMEMLOCK=";
+    expect_refusal(&mut engine(&lab, &little, &["--workers", "4"]), 3, said);
+}
+
+#[test]
 fn a_missing_tun_device_is_status_3() {
     let lab = Lab::new(0, Config::default());
     let script = r#"mount -t tmpfs none /dev/net && exec "$@""#;
