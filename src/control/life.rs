@@ -104,12 +104,13 @@ impl Life {
         let control = Rc::clone(&self.control);
         let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(self.id, side));
         let id = self.id;
+        let called = control.called(id);
         let cells: Vec<_> = control.workers.iter().map(|_| Arc::default()).collect();
         control.add_to_status(id, cells.clone());
         control.log.line(
             Section::Core,
             Level::Important,
-            format_args!("New interface {gwi} and {gwo} for ENI ID {id} created."),
+            format_args!("New interface {gwi} and {gwo} for {called} created."),
         );
         let created = self.hook(HookAction::Create).await;
         if control.stopping.get() {
@@ -122,7 +123,7 @@ impl Life {
         control.log.line(
             Section::Core,
             Level::Important,
-            format_args!("Removing interface {gwi} and {gwo} for ENI ID {id}."),
+            format_args!("Removing interface {gwi} and {gwo} for {called}."),
         );
         // There is nothing to undo where CREATE never began.
         if created {
@@ -248,7 +249,7 @@ impl Life {
             self.control.log.line(
                 Section::Core,
                 Level::Important,
-                format_args!("The {action} hook for ENI ID {} {outcome}.", self.id),
+                format_args!("The {action} hook for {} {outcome}.", self.control.called(self.id)),
             );
         }
         outcome != HookOutcome::Skipped
@@ -269,7 +270,7 @@ impl Life {
 }
 
 fn complain(control: &Control, id: EndpointId, event: &'static str, text: std::fmt::Arguments<'_>) {
-    let line = format_args!("ENI ID {id}: {text}");
+    let line = format_args!("{}: {text}", control.called(id));
     control.log.event(Section::Tunnel, Level::Critical, event, line);
 }
 

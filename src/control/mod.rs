@@ -9,6 +9,7 @@
 //! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
 //! | `samples` | packets that workers looked at, for the log |
 //! | `status`, `health` | the state of the program, and the port that tells it |
+//! | `words` | what the log calls an endpoint |
 //!
 //! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
 //! that calls [`run`]. Nothing here blocks for longer than a turn: what may block has a thread of
@@ -22,6 +23,7 @@ mod registry;
 mod samples;
 mod slots;
 mod status;
+mod words;
 
 use std::cell::Cell;
 use std::cell::RefCell;
@@ -73,6 +75,7 @@ use registry::Phase;
 use registry::Registry;
 use samples::Samples;
 use status::Status;
+use words::Called;
 
 /// How often the state of the program is looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -426,7 +429,7 @@ impl Control {
             self.log.line(
                 Section::Tunnel,
                 Level::Critical,
-                format_args!("Creating the interfaces for ENI ID {id} failed: {error}."),
+                format_args!("Creating the interfaces for {} failed: {error}.", self.called(id)),
             );
         }
     }
@@ -437,6 +440,11 @@ impl Control {
         for worker in asked {
             self.post(worker, Command::Forget(id, reason));
         }
+    }
+
+    /// The endpoint's name in the log.
+    fn called(&self, id: EndpointId) -> Called {
+        Called(self.settings.compat, id)
     }
 
     fn add_to_status(&self, id: EndpointId, cells: Vec<Arc<EndpointCell>>) {

@@ -10,12 +10,14 @@ use super::health::verdict::Verdict;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::EndpointRow;
+use crate::stats::FlowsSnapshot;
 use crate::stats::Page;
 use crate::stats::WorkerRow;
 use crate::types::EndpointId;
 use crate::types::Moment;
 use crate::types::Side;
 use crate::types::WorkerId;
+use crate::worker::mailbox::Policy;
 
 /// A worker without a turn for so long does not work. Idle workers turn four times a second.
 const TURN_MAX: Duration = Duration::from_secs(2);
@@ -50,8 +52,8 @@ struct EndpointState {
     since: Moment,
     cells: Vec<Arc<EndpointCell>>,
     lost: Option<String>,
-    /// Flows removed until the last page, IPv4 and IPv6.
-    removed: (u64, u64),
+    /// Flows removed until the last page.
+    removed: FlowsSnapshot,
 }
 
 impl Status {
@@ -76,7 +78,8 @@ impl Status {
         cells: Vec<Arc<EndpointCell>>,
         now: Moment,
     ) {
-        let state = EndpointState { since: now, cells, lost: None, removed: (0, 0) };
+        let state =
+            EndpointState { since: now, cells, lost: None, removed: FlowsSnapshot::default() };
         self.endpoints.insert(id, state);
     }
 
@@ -160,6 +163,7 @@ impl Status {
             warnings: self.refused.then(|| REFUSED.to_owned()).into_iter().collect(),
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,
+            other_idle: Policy::OTHER_IDLE,
             workers: rows.collect(),
             endpoints: self
                 .endpoints
@@ -173,9 +177,8 @@ impl Status {
 impl EndpointState {
     fn row(&mut self, id: EndpointId, now: Moment) -> EndpointRow {
         let mut row = EndpointRow::new(id, self.since, now, &self.cells);
-        let removed = (row.counters.flows_v4_removed, row.counters.flows_v6_removed);
-        row.flows_v4_timed_out = removed.0.saturating_sub(self.removed.0);
-        row.flows_v6_timed_out = removed.1.saturating_sub(self.removed.1);
+        let removed = row.counters.flows_removed;
+        row.flows_timed_out = removed.less(&self.removed);
         self.removed = removed;
         row.healthy = self.lost.is_none();
         row

@@ -383,6 +383,31 @@ fn the_health_page_tells_of_stalls_and_lost_links() {
     rig.finish().unwrap();
 }
 
+#[test]
+fn with_compat_3_2_log_and_page_speak_of_vpc_endpoints() {
+    let rig = Rig::start(&["--compat", "3.2", "-c", "exit 3;", "-p1", "-j"], || {});
+    rig.announce(0, 9);
+    rig.expect_attach(9);
+    let body = rig.health().1;
+    assert!(body.contains("\"gwlbEndpointId\":\"vpce-00000000000000009\""), "{body}");
+    rig.signal();
+    let log = rig.log.clone();
+    rig.finish().unwrap();
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" : : ")).collect();
+    let told: Vec<_> =
+        lines.iter().map(|(_, line)| *line).filter(|line| line.contains("vpce-")).collect();
+    assert_eq!(
+        told,
+        [
+            "New interface gwi-9 and gwo-9 for GWLB endpoint vpce-00000000000000009 created.",
+            "The CREATE hook for GWLB endpoint vpce-00000000000000009 ended with exit status 3.",
+            "Removing interface gwi-9 and gwo-9 for GWLB endpoint vpce-00000000000000009.",
+        ]
+    );
+    assert!(!text.contains("ENI ID"), "{text}");
+}
+
 /// Whatever each worker was told about an endpoint that has gone idle.
 fn expect_idle(rig: &Rig, endpoint: EndpointRef) {
     rig.expect(

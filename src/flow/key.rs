@@ -23,10 +23,12 @@ use foldhash::quality::FoldHasher;
 
 use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
+use crate::types::FlowKind;
 use crate::types::Generation;
 use crate::wire::Addresses;
 use crate::wire::Family;
 use crate::wire::FiveTuple;
+use crate::wire::protocol;
 
 /// Length of the key of an IPv4 flow.
 pub(super) const V4_KEY_BYTES: usize = key_bytes(4);
@@ -105,6 +107,14 @@ impl FlowKey {
             KeyBytes::V6(_) => Family::V6,
         }
     }
+
+    /// IP version and transport of the flow.
+    pub const fn kind(&self) -> FlowKind {
+        match &self.0 {
+            KeyBytes::V4(bytes) => kind_of(Family::V4, protocol_of(bytes)),
+            KeyBytes::V6(bytes) => kind_of(Family::V6, protocol_of(bytes)),
+        }
+    }
 }
 
 /// Writes a key as drawn above. `ends` are source and destination.
@@ -145,6 +155,18 @@ pub(super) fn endpoint_of<const KEY: usize>(key: &[u8; KEY]) -> EndpointRef {
 /// The protocol number that a key names.
 pub(super) const fn protocol_of<const KEY: usize>(key: &[u8; KEY]) -> u8 {
     key[6]
+}
+
+/// The kind of a flow with this IP version and protocol number.
+pub(super) const fn kind_of(family: Family, protocol: u8) -> FlowKind {
+    match (family, protocol) {
+        (Family::V4, protocol::TCP) => FlowKind::V4Tcp,
+        (Family::V4, protocol::UDP) => FlowKind::V4Udp,
+        (Family::V4, _) => FlowKind::V4Other,
+        (Family::V6, protocol::TCP) => FlowKind::V6Tcp,
+        (Family::V6, protocol::UDP) => FlowKind::V6Udp,
+        (Family::V6, _) => FlowKind::V6Other,
+    }
 }
 
 /// Secret of one run's flow hash: who does not know it cannot choose flows that collide.

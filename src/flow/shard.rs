@@ -34,8 +34,10 @@ use super::key::KeyHasher;
 use super::key::V4_KEY_BYTES;
 use super::key::V6_KEY_BYTES;
 use super::key::endpoint_of;
+use super::key::kind_of;
 use super::key::protocol_of;
 use crate::types::EndpointRef;
+use crate::types::FlowKind;
 use crate::wire::Family;
 use crate::wire::protocol;
 
@@ -70,8 +72,8 @@ impl Ttl {
 pub struct Removed {
     /// The life of the endpoint that it belonged to, which may be over.
     pub endpoint: EndpointRef,
-    /// Its IP version.
-    pub family: Family,
+    /// Its IP version and transport.
+    pub kind: FlowKind,
 }
 
 /// Where an entry lies: slab and index.
@@ -179,6 +181,7 @@ impl Shard {
     /// Takes out the flow at `place`; the last one of its slab moves there.
     pub(super) fn remove(&mut self, place: Place, hasher: &KeyHasher) -> Removed {
         let family = place.family();
+        let kind = kind_of(family, self.protocol_at(place));
         let last = Place::new(family, self.slab_len(family) - 1);
         let (hash, hash_of_last) = (self.hash_at(place, hasher), self.hash_at(last, hasher));
         self.index
@@ -195,7 +198,7 @@ impl Shard {
             Family::V4 => endpoint_of(&self.v4.swap_remove(place.index()).key),
             Family::V6 => endpoint_of(&self.v6.swap_remove(place.index()).key),
         };
-        Removed { endpoint, family }
+        Removed { endpoint, kind }
     }
 
     /// The flow that has to go for a new one, by the rule at the top of this file.
@@ -398,7 +401,7 @@ mod tests {
         for (left, gone) in [0, 9, 3, 8, 1].into_iter().enumerate() {
             let place = place_of(&shard, gone);
             let removed = shard.remove(place, &HASHER);
-            assert_eq!(removed.family, key(gone).family());
+            assert_eq!(removed.kind, key(gone).kind());
             assert_eq!(shard.len(), 9 - left);
             assert!(!holds(&mut shard, gone));
         }

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::Path;
 use super::count_removed;
-use super::endpoints::Endpoint;
 use super::endpoints::Readiness;
 use super::plan::BufferId;
 use super::plan::Plan;
@@ -18,7 +17,6 @@ use crate::types::EndpointId;
 use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::OuterPath;
-use crate::wire::Family;
 use crate::wire::gwlb;
 use crate::wire::inner;
 use crate::wire::virtio_net;
@@ -125,7 +123,7 @@ impl Path {
         match self.flows.learn(&key, way, &header, now, &mut self.tally) {
             Learned::Known => Ok(()),
             Learned::New { evicted } => {
-                count_added(endpoint, inner.tuple.family());
+                endpoint.cell.flows_added.count(key.kind());
                 if let Some(evicted) = evicted {
                     count_removed(&self.endpoints, evicted);
                 }
@@ -133,12 +131,5 @@ impl Path {
             }
             Learned::Full => Err(DropReason::FlowLimit),
         }
-    }
-}
-
-fn count_added(endpoint: &Endpoint, family: Family) {
-    match family {
-        Family::V4 => endpoint.cell.flows_v4_added.add(1),
-        Family::V6 => endpoint.cell.flows_v6_added.add(1),
     }
 }

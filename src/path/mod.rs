@@ -37,7 +37,6 @@ use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::OuterPath;
-use crate::wire::Family;
 
 /// One worker's knowledge of endpoints and flows.
 #[derive(Debug)]
@@ -211,10 +210,7 @@ fn count_removed(endpoints: &Endpoints, removed: Removed) {
     if endpoint.endpoint != removed.endpoint {
         return;
     }
-    match removed.family {
-        Family::V4 => endpoint.cell.flows_v4_removed.add(1),
-        Family::V6 => endpoint.cell.flows_v6_removed.add(1),
-    }
+    endpoint.cell.flows_removed.count(removed.kind);
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use crate::flow::HashSeed;
 use crate::flow::TablePlan;
 use crate::flow::Templates;
 use crate::stats::EndpointCell;
+use crate::types::FlowKind;
 use crate::types::Generation;
 use crate::types::Side;
+use crate::wire::Family;
 use crate::wire::gwlb;
 
 const ID: EndpointId = EndpointId(0x0123_4567_89ab_cdef);
@@ -136,7 +138,7 @@ fn a_packet_goes_in_and_its_answer_comes_back_with_its_header() {
     assert_eq!(bench.endpoint.from_gwlb.bytes.get(), 28);
     assert_eq!(bench.endpoint.from_gwi.packets.get(), 2);
     assert_eq!(bench.endpoint.from_gwo.bytes.get(), 56);
-    assert_eq!(bench.endpoint.flows_v4_added.get(), 1);
+    assert_eq!(bench.endpoint.flows_added.get(FlowKind::V4Udp), 1);
     assert_eq!(bench.endpoint.last_seen.get(), NOW);
 }
 
@@ -300,11 +302,11 @@ fn idle_flows_are_counted_out_again() {
     for _ in 0..200 {
         bench.path.expire(100, Moment::from_secs(100 + 119));
     }
-    assert_eq!(bench.endpoint.flows_v4_removed.get(), 0);
+    assert_eq!(bench.endpoint.flows_removed.get(FlowKind::V4Udp), 0);
     for _ in 0..200 {
         bench.path.expire(100, Moment::from_secs(100 + 122));
     }
-    assert_eq!(bench.endpoint.flows_v4_removed.get(), 1);
+    assert_eq!(bench.endpoint.flows_removed.get(FlowKind::V4Udp), 1);
     bench.plan.clear();
     bench.read(&frame(&ANSWER), Side::Gwo);
     assert_eq!(bench.endpoint.encap_drops.get(DropReason::FlowUnknown), 1);

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::types::DropReason;
+use crate::types::FlowKind;
 use crate::types::Moment;
 
 /// A number that only its owner increases and anybody may read.
@@ -90,6 +91,22 @@ impl Drops {
     }
 }
 
+/// One counter per kind of flow.
+#[derive(Debug, Default)]
+pub struct FlowCounters([Counter; FlowKind::COUNT]);
+
+impl FlowCounters {
+    /// Counts one flow.
+    pub fn count(&self, kind: FlowKind) {
+        self.0[kind.index()].add(1);
+    }
+
+    /// Flows of this kind counted until now.
+    pub fn get(&self, kind: FlowKind) -> u64 {
+        self.0[kind.index()].get()
+    }
+}
+
 /// What one worker did for one endpoint.
 ///
 /// Conservation, whenever nothing is in flight:
@@ -122,14 +139,10 @@ pub struct EndpointCell {
     pub last_from_gwi: Stamp,
     /// When a packet was last read from `gwo`.
     pub last_from_gwo: Stamp,
-    /// IPv4 flows that this worker entered into the table.
-    pub flows_v4_added: Counter,
-    /// IPv4 flows that this worker removed from the table.
-    pub flows_v4_removed: Counter,
-    /// IPv6 flows that this worker entered into the table.
-    pub flows_v6_added: Counter,
-    /// IPv6 flows that this worker removed from the table.
-    pub flows_v6_removed: Counter,
+    /// Flows that this worker entered into the table.
+    pub flows_added: FlowCounters,
+    /// Flows that this worker removed from the table.
+    pub flows_removed: FlowCounters,
 }
 
 /// What one worker did, apart from what belongs to an endpoint.

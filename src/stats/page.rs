@@ -5,9 +5,11 @@ use std::time::Duration;
 use super::DropsSnapshot;
 use super::EndpointCell;
 use super::EndpointSnapshot;
+use super::FlowsSnapshot;
 use super::TrafficSnapshot;
 use super::WorkerSnapshot;
 use crate::types::EndpointId;
+use crate::types::FlowKind;
 use crate::types::LinkName;
 use crate::types::Moment;
 use crate::types::Side;
@@ -28,6 +30,8 @@ pub struct Page {
     pub hook_failures: u64,
     /// Time after which an idle TCP flow is forgotten.
     pub tcp_idle: Duration,
+    /// Time after which any other idle flow is forgotten.
+    pub other_idle: Duration,
     /// The workers, by number.
     pub workers: Vec<WorkerRow>,
     /// The endpoints, by id.
@@ -60,10 +64,8 @@ pub struct EndpointRow {
     pub age: Duration,
     /// Its counters, summed over the workers.
     pub counters: EndpointSnapshot,
-    /// IPv4 flows removed since the page before.
-    pub flows_v4_timed_out: u64,
-    /// IPv6 flows removed since the page before.
-    pub flows_v6_timed_out: u64,
+    /// Flows removed since the page before.
+    pub flows_timed_out: FlowsSnapshot,
     /// What each worker read from `gwi` and from `gwo`, in the order of [`Side::BOTH`].
     pub reads: Vec<[QueueRow; 2]>,
 }
@@ -99,8 +101,7 @@ impl EndpointRow {
             quiet_to_gwi: quiet(counters.last_to_gwi),
             age: now.since(since),
             reads: reads.collect(),
-            flows_v4_timed_out: 0,
-            flows_v6_timed_out: 0,
+            flows_timed_out: FlowsSnapshot::default(),
             counters,
         }
     }
@@ -120,6 +121,21 @@ impl EndpointRow {
 }
 
 impl Page {
+    /// Whether all workers turn and all queues of the endpoint work.
+    pub(super) fn serves(&self, endpoint: &EndpointRow) -> bool {
+        endpoint.healthy && self.workers.iter().all(|worker| worker.healthy)
+    }
+
+    /// The idle time after which a flow of this kind is forgotten.
+    pub(super) const fn idle_of(&self, kind: FlowKind) -> Duration {
+        match kind {
+            FlowKind::V4Tcp | FlowKind::V6Tcp => self.tcp_idle,
+            FlowKind::V4Udp | FlowKind::V4Other | FlowKind::V6Udp | FlowKind::V6Other => {
+                self.other_idle
+            }
+        }
+    }
+
     /// Drops of all workers and endpoints.
     pub fn drops(&self) -> DropsSnapshot {
         let mut all = DropsSnapshot::default();
@@ -138,6 +154,7 @@ impl Page {
 pub(super) mod tests {
     use super::*;
     use crate::types::DropReason;
+    use crate::types::FlowKind;
     use std::sync::Arc;
 
     /// A page with a figure of its own in every place.
@@ -149,16 +166,24 @@ pub(super) mod tests {
         cell.from_gwo.count(800);
         cell.last_to_gwi.set(Moment::from_secs(100));
         cell.last_from_gwo.set(Moment::from_nanos(100_250_000_000));
-        cell.flows_v4_added.add(5);
-        cell.flows_v4_removed.add(2);
-        cell.flows_v6_added.add(1);
+        for (kind, added, removed) in [
+            (FlowKind::V4Tcp, 2, 0),
+            (FlowKind::V4Udp, 2, 1),
+            (FlowKind::V4Other, 1, 1),
+            (FlowKind::V6Tcp, 13, 6),
+            (FlowKind::V6Udp, 17, 6),
+            (FlowKind::V6Other, 19, 6),
+        ] {
+            (0..added).for_each(|_| cell.flows_added.count(kind));
+            (0..removed).for_each(|_| cell.flows_removed.count(kind));
+        }
         cell.encap_drops.add(DropReason::FlowUnknown, 4);
         cell.decap_drops.count(DropReason::TunFull);
         let now = Moment::from_secs(101);
         let cells = [Arc::new(cell)];
         let id = EndpointId(0x0123_4567_89ab_cdef);
         let mut endpoint = EndpointRow::new(id, Moment::from_secs(41), now, &cells);
-        endpoint.flows_v4_timed_out = 2;
+        endpoint.flows_timed_out = endpoint.counters.flows_removed;
         let worker = crate::stats::WorkerCell::default();
         worker.datagrams.count(1540);
         worker.drops.add(DropReason::Short, 3);
@@ -170,6 +195,7 @@ pub(super) mod tests {
             warnings: vec!["an endpoint was refused".to_owned()],
             hook_failures: 6,
             tcp_idle: Duration::from_secs(350),
+            other_idle: Duration::from_mins(2),
             workers: vec![WorkerRow {
                 thread_id: 4711,
                 healthy: false,

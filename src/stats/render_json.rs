@@ -1,15 +1,18 @@
-//! The health page as JSON: the reference program's 3.0 document, odd spellings and all, because
+//! The health page as JSON: the reference program's document, odd spellings and all, because
 //! parsers in the field depend on it, and a few keys of our own beside them.
 //!
-//! | kept as it was | |
-//! |---|---|
-//! | `secsSincelastPacket` (small l) in tunnels, `secsSinceLastPacket` in UDP threads | |
-//! | `v4FlowCache`, `v6FlowCache` | arrays of pairs and loose values, not objects |
-//! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 |
+//! | | version 3.0 | version 3.2 |
+//! |---|---|---|
+//! | id of an endpoint | `eniStr`: 17 hex digits | `gwlbEndpointId`: `vpce-` before them |
+//! | flows | two arrays of pairs and loose values | six objects |
+//! | totals | | `summary`, and in each endpoint |
+//! | `secsSincelastPacket` (small l) | in tunnels | in tunnels |
+//! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
+//! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours: `version`, `healthy`, `reasons`, `warnings`, `hookFailures` and `drops` at the top,
-//! `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and count; only
-//! reasons that occurred are listed.
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures` and `drops` at the
+//! top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and count;
+//! only reasons that occurred are listed.
 
 use std::time::Duration;
 
@@ -17,15 +20,29 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::DropsSnapshot;
+use super::TrafficSnapshot;
 use super::page::EndpointRow;
 use super::page::Page;
 use super::page::WorkerRow;
 use super::render_text::cache_name;
+use super::render_text::cache_name_v3_2;
+use crate::types::FlowKind;
 use crate::types::GENEVE_PORT;
 use crate::types::Side;
 
-/// Renders the page, compact and with sorted keys.
+/// Renders the page in the shape of 3.0, compact and with sorted keys.
 pub fn render(page: &Page) -> String {
+    document(page, eni).to_string()
+}
+
+/// Renders the page in the shape of 3.2, compact and with sorted keys.
+pub fn render_v3_2(page: &Page) -> String {
+    let mut document = document(page, eni_v3_2);
+    document["summary"] = summary(page);
+    document.to_string()
+}
+
+fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
     let threads: Vec<Value> = page.workers.iter().enumerate().map(udp_thread).collect();
     let enis: Vec<Value> = page.endpoints.iter().map(|endpoint| eni(page, endpoint)).collect();
     json!({
@@ -38,7 +55,27 @@ pub fn render(page: &Page) -> String {
         "version": page.version,
         "warnings": page.warnings,
     })
-    .to_string()
+}
+
+/// In: what all workers received. Out and dropped: the endpoints' rows, as below.
+fn summary(page: &Page) -> Value {
+    let mut received = TrafficSnapshot::default();
+    for worker in &page.workers {
+        received += worker.counters.datagrams;
+    }
+    let (mut written, mut dropped) = (TrafficSnapshot::default(), 0);
+    for endpoint in &page.endpoints {
+        written += endpoint.counters.to_gwi;
+        dropped += endpoint.counters.decap_drops.total();
+    }
+    json!({
+        "eniCount": page.endpoints.len(),
+        "totalBytesIn": received.bytes,
+        "totalBytesOut": written.bytes,
+        "totalPktsDropped": dropped,
+        "totalPktsIn": received.packets,
+        "totalPktsOut": written.packets,
+    })
 }
 
 fn udp_thread((number, worker): (usize, &WorkerRow)) -> Value {
@@ -55,11 +92,11 @@ fn udp_thread((number, worker): (usize, &WorkerRow)) -> Value {
 
 fn eni(page: &Page, endpoint: &EndpointRow) -> Value {
     let counters = &endpoint.counters;
-    let cache = |family, size: u64, timed_out: u64| {
+    let cache = |family, kinds: &[FlowKind]| {
         json!([
             ["cacheName", cache_name(family, endpoint.id)],
-            ["size", size],
-            ["timedOut", timed_out],
+            ["size", counters.flows.sum(kinds)],
+            ["timedOut", endpoint.flows_timed_out.sum(kinds)],
             "idleTimeoutSecs",
             page.tcp_idle.as_secs(),
         ])
@@ -70,8 +107,38 @@ fn eni(page: &Page, endpoint: &EndpointRow) -> Value {
         "eniStr": endpoint.id.to_string(),
         "tunnelIn": tunnel(page, endpoint, Side::Gwi),
         "tunnelOut": tunnel(page, endpoint, Side::Gwo),
-        "v4FlowCache": cache("IPv4", counters.flows_v4, endpoint.flows_v4_timed_out),
-        "v6FlowCache": cache("IPv6", counters.flows_v6, endpoint.flows_v6_timed_out),
+        "v4FlowCache": cache("IPv4", &FlowKind::V4),
+        "v6FlowCache": cache("IPv6", &FlowKind::V6),
+    })
+}
+
+fn eni_v3_2(page: &Page, endpoint: &EndpointRow) -> Value {
+    let counters = &endpoint.counters;
+    let cache = |kind: FlowKind| {
+        json!({
+            "cacheName": cache_name_v3_2(kind, endpoint.id),
+            "idleTimeoutSecs": page.idle_of(kind).as_secs(),
+            "size": counters.flows.get(kind),
+            "timedOut": endpoint.flows_timed_out.get(kind),
+        })
+    };
+    json!({
+        "bytesOut": counters.to_gwi.bytes,
+        "decapDrops": drops(&counters.decap_drops),
+        "encapDrops": drops(&counters.encap_drops),
+        "gwlbEndpointId": format!("vpce-{}", endpoint.id),
+        "healthy": page.serves(endpoint),
+        "pktsDropped": counters.decap_drops.total(),
+        "pktsOut": counters.to_gwi.packets,
+        "secsSinceLastPacket": secs(endpoint.quiet_to_gwi),
+        "tunnelIn": tunnel(page, endpoint, Side::Gwi),
+        "tunnelOut": tunnel(page, endpoint, Side::Gwo),
+        "v4FlowCacheOther": cache(FlowKind::V4Other),
+        "v4FlowCacheTcp": cache(FlowKind::V4Tcp),
+        "v4FlowCacheUdp": cache(FlowKind::V4Udp),
+        "v6FlowCacheOther": cache(FlowKind::V6Other),
+        "v6FlowCacheTcp": cache(FlowKind::V6Tcp),
+        "v6FlowCacheUdp": cache(FlowKind::V6Udp),
     })
 }
 
@@ -132,7 +199,7 @@ mod tests {
             r#""v4FlowCache":[["cacheName","IPv4 Flow Cache for ENI 00123456789abcdef"],"#,
             r#"["size",3],["timedOut",2],"idleTimeoutSecs",350],"#,
             r#""v6FlowCache":[["cacheName","IPv6 Flow Cache for ENI 00123456789abcdef"],"#,
-            r#"["size",1],["timedOut",0],"idleTimeoutSecs",350]}],"#,
+            r#"["size",31],["timedOut",18],"idleTimeoutSecs",350]}],"#,
             r#""healthy":false,"hookFailures":6,"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
             r#""udp":{"UDPPacketReceiver":{"portNumber":6081,"threads":[{"bytesIn":1540,"#,
@@ -144,8 +211,47 @@ mod tests {
     }
 
     #[test]
+    fn the_document_of_3_2_byte_for_byte() {
+        let expected = concat!(
+            r#"{"drops":{"flow_unknown":4,"short":3,"tun_full":2},"#,
+            r#""enis":[{"bytesOut":1500,"decapDrops":{"tun_full":1},"#,
+            r#""encapDrops":{"flow_unknown":4},"gwlbEndpointId":"vpce-00123456789abcdef","#,
+            r#""healthy":false,"pktsDropped":1,"pktsOut":1,"secsSinceLastPacket":1.0,"#,
+            r#""tunnelIn":{"bytesOut":1500,"devname":"gwi-887epl1uMf","pktsOut":1,"#,
+            r#""secsSincelastPacket":1.0,"threads":[{"bytesIn":60,"healthy":false,"pktsIn":1,"#,
+            r#""secsSincelastPacket":60.0,"threadId":4711,"threadNumber":0,"valid":true}]},"#,
+            r#""tunnelOut":{"bytesOut":0,"devname":"gwo-887epl1uMf","pktsOut":0,"#,
+            r#""secsSincelastPacket":60.0,"threads":[{"bytesIn":1500,"healthy":false,"pktsIn":2,"#,
+            r#""secsSincelastPacket":0.75,"threadId":4711,"threadNumber":0,"valid":true}]},"#,
+            r#""v4FlowCacheOther":{"cacheName":"IPv4 Other Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":120,"size":0,"timedOut":1},"#,
+            r#""v4FlowCacheTcp":{"cacheName":"IPv4 TCP Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":350,"size":2,"timedOut":0},"#,
+            r#""v4FlowCacheUdp":{"cacheName":"IPv4 UDP Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":120,"size":1,"timedOut":1},"#,
+            r#""v6FlowCacheOther":{"cacheName":"IPv6 Other Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":120,"size":13,"timedOut":6},"#,
+            r#""v6FlowCacheTcp":{"cacheName":"IPv6 TCP Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":350,"size":7,"timedOut":6},"#,
+            r#""v6FlowCacheUdp":{"cacheName":"IPv6 UDP Flow Cache for GWLBe vpce-00123456789abcdef","#,
+            r#""idleTimeoutSecs":120,"size":11,"timedOut":6}}],"#,
+            r#""healthy":false,"hookFailures":6,"#,
+            r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
+            r#""summary":{"eniCount":1,"totalBytesIn":1540,"totalBytesOut":1500,"#,
+            r#""totalPktsDropped":1,"totalPktsIn":1,"totalPktsOut":1},"#,
+            r#""udp":{"UDPPacketReceiver":{"portNumber":6081,"threads":[{"bytesIn":1540,"#,
+            r#""healthy":false,"pktsIn":1,"secsSinceLastPacket":0.529,"threadId":4711,"#,
+            r#""threadNumber":0,"valid":true}]}},"version":"9.8.7","#,
+            r#""warnings":["an endpoint was refused"]}"#,
+        );
+        assert_eq!(render_v3_2(&sample()), expected);
+    }
+
+    #[test]
     fn a_page_without_endpoints() {
         let text = render(&Page::default());
         assert!(text.starts_with(r#"{"drops":{},"enis":[],"#), "{text}");
+        let text = render_v3_2(&Page::default());
+        assert!(text.contains(r#""summary":{"eniCount":0,"totalBytesIn":0,"#), "{text}");
     }
 }

@@ -8,20 +8,32 @@ use std::time::Duration;
 use super::page::EndpointRow;
 use super::page::Page;
 use crate::types::EndpointId;
+use crate::types::FlowKind;
 use crate::types::GENEVE_PORT;
 use crate::types::Side;
 
-/// Renders the page.
+/// Renders the page in the words of 3.0.
 ///
 /// # Panics
 /// Never: a string takes any text.
 pub fn render(page: &Page) -> String {
-    let mut html = String::with_capacity(4096);
-    write_page(&mut html, page).expect("a string takes any text");
-    html
+    write_page(page, write_endpoint).expect("a string takes any text")
 }
 
-fn write_page(out: &mut String, page: &Page) -> fmt::Result {
+/// Renders the page in the words of 3.2.
+///
+/// # Panics
+/// Never: a string takes any text.
+pub fn render_v3_2(page: &Page) -> String {
+    write_page(page, write_endpoint_v3_2).expect("a string takes any text")
+}
+
+fn write_page(
+    page: &Page,
+    write_endpoint: impl Fn(&mut String, &Page, &EndpointRow) -> fmt::Result,
+) -> Result<String, fmt::Error> {
+    let mut html = String::with_capacity(4096);
+    let out = &mut html;
     out.write_str(
         "<!DOCTYPE html>\n<html lang=\"en-us\">\n<head><title>Health check</title></head><body>",
     )?;
@@ -49,7 +61,8 @@ fn write_page(out: &mut String, page: &Page) -> fmt::Result {
     for warning in &page.warnings {
         writeln!(out, "Warning: {warning}.")?;
     }
-    out.write_str("\n</body></html>")
+    out.write_str("\n</body></html>")?;
+    Ok(html)
 }
 
 fn write_endpoint(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt::Result {
@@ -57,21 +70,50 @@ fn write_endpoint(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt:
     for side in Side::BOTH {
         write_link(out, page, endpoint, side)?;
     }
-    let counters = &endpoint.counters;
-    let flows = [
-        ("IPv4", counters.flows_v4, endpoint.flows_v4_timed_out),
-        ("IPv6", counters.flows_v6, endpoint.flows_v6_timed_out),
-    ];
-    for (family, size, timed_out) in flows {
-        writeln!(
-            out,
-            "{} : Contains {size} elements, of which {timed_out} were just timed out (idle \
-             timeout is {} seconds).",
-            cache_name(family, endpoint.id),
-            page.tcp_idle.as_secs(),
-        )?;
+    for (family, kinds) in [("IPv4", &FlowKind::V4), ("IPv6", &FlowKind::V6)] {
+        write_cache(out, &cache_name(family, endpoint.id), endpoint, kinds, page.tcp_idle)?;
     }
     Ok(())
+}
+
+fn write_endpoint_v3_2(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt::Result {
+    let counters = &endpoint.counters;
+    writeln!(
+        out,
+        "Handler for GWLBe vpce-{} is {}\n{} packets out to OS, {} bytes out to OS, {} packets \
+         dropped on write, {} since last packet.",
+        endpoint.id,
+        if page.serves(endpoint) { "healthy" } else { "UNHEALTHY" },
+        counters.to_gwi.packets,
+        counters.to_gwi.bytes,
+        counters.decap_drops.total(),
+        Span(endpoint.quiet_to_gwi),
+    )?;
+    for side in Side::BOTH {
+        write_link(out, page, endpoint, side)?;
+    }
+    for kind in FlowKind::ALL {
+        let name = cache_name_v3_2(kind, endpoint.id);
+        write_cache(out, &name, endpoint, &[kind], page.idle_of(kind))?;
+    }
+    Ok(())
+}
+
+fn write_cache(
+    out: &mut String,
+    name: &str,
+    endpoint: &EndpointRow,
+    kinds: &[FlowKind],
+    idle: Duration,
+) -> fmt::Result {
+    writeln!(
+        out,
+        "{name} : Contains {} elements, of which {} were just timed out (idle timeout is {} \
+         seconds).",
+        endpoint.counters.flows.sum(kinds),
+        endpoint.flows_timed_out.sum(kinds),
+        idle.as_secs(),
+    )
 }
 
 fn write_link(out: &mut String, page: &Page, endpoint: &EndpointRow, side: Side) -> fmt::Result {
@@ -100,7 +142,20 @@ fn write_link(out: &mut String, page: &Page, endpoint: &EndpointRow, side: Side)
     writeln!(out)
 }
 
-/// The reference program's name for the flows of one endpoint and family.
+/// The name that 3.2 has for the flows of one endpoint and kind.
+pub(super) fn cache_name_v3_2(kind: FlowKind, id: EndpointId) -> String {
+    let kind = match kind {
+        FlowKind::V4Tcp => "IPv4 TCP",
+        FlowKind::V4Udp => "IPv4 UDP",
+        FlowKind::V4Other => "IPv4 Other",
+        FlowKind::V6Tcp => "IPv6 TCP",
+        FlowKind::V6Udp => "IPv6 UDP",
+        FlowKind::V6Other => "IPv6 Other",
+    };
+    format!("{kind} Flow Cache for GWLBe vpce-{id}")
+}
+
+/// The name that 3.0 has for the flows of one endpoint and family.
 pub(super) fn cache_name(family: &str, id: EndpointId) -> String {
     format!("{family} Flow Cache for ENI {id}")
 }
@@ -155,13 +210,64 @@ mod tests {
              \n\
              IPv4 Flow Cache for ENI 00123456789abcdef : Contains 3 elements, of which 2 were \
              just timed out (idle timeout is 350 seconds).\n\
-             IPv6 Flow Cache for ENI 00123456789abcdef : Contains 1 elements, of which 0 were \
+             IPv6 Flow Cache for ENI 00123456789abcdef : Contains 31 elements, of which 18 were \
              just timed out (idle timeout is 350 seconds).\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\
              </body></html>"
         );
+    }
+
+    #[test]
+    fn the_page_of_3_2_word_for_word() {
+        assert_eq!(
+            render_v3_2(&sample()),
+            "<!DOCTYPE html>\n\
+             <html lang=\"en-us\">\n\
+             <head><title>Health check</title></head><body>\
+             UDP receiver threads for port number 6081:\n\
+             UDP receiver thread 0 (ID 4711): NOT healthy, 1 packets in, 1540 bytes in, \
+             0.529s since last packet.\n\
+             \n\
+             Handler for GWLBe vpce-00123456789abcdef is UNHEALTHY\n\
+             1 packets out to OS, 1500 bytes out to OS, 1 packets dropped on write, \
+             1.000s since last packet.\n\
+             Interface gwi-887epl1uMf:\n\
+             1 packets out to OS, 1500 bytes out to OS, 1.000s since last packet.\n\
+             Tunnel handler thread 0 (ID 4711): NOT healthy, 1 packets in from OS, \
+             60 bytes in from OS, 60.000s since last packet.\n\
+             \n\
+             Interface gwo-887epl1uMf:\n\
+             0 packets out to OS, 0 bytes out to OS, 60.000s since last packet.\n\
+             Tunnel handler thread 0 (ID 4711): NOT healthy, 2 packets in from OS, \
+             1500 bytes in from OS, 0.750s since last packet.\n\
+             \n\
+             IPv4 TCP Flow Cache for GWLBe vpce-00123456789abcdef : Contains 2 elements, \
+             of which 0 were just timed out (idle timeout is 350 seconds).\n\
+             IPv4 UDP Flow Cache for GWLBe vpce-00123456789abcdef : Contains 1 elements, \
+             of which 1 were just timed out (idle timeout is 120 seconds).\n\
+             IPv4 Other Flow Cache for GWLBe vpce-00123456789abcdef : Contains 0 elements, \
+             of which 1 were just timed out (idle timeout is 120 seconds).\n\
+             IPv6 TCP Flow Cache for GWLBe vpce-00123456789abcdef : Contains 7 elements, \
+             of which 6 were just timed out (idle timeout is 350 seconds).\n\
+             IPv6 UDP Flow Cache for GWLBe vpce-00123456789abcdef : Contains 11 elements, \
+             of which 6 were just timed out (idle timeout is 120 seconds).\n\
+             IPv6 Other Flow Cache for GWLBe vpce-00123456789abcdef : Contains 13 elements, \
+             of which 6 were just timed out (idle timeout is 120 seconds).\n\
+             NOT healthy: worker 0 made no turn for 2.5 s.\n\
+             Warning: an endpoint was refused.\n\
+             \n\
+             </body></html>"
+        );
+    }
+
+    #[test]
+    fn a_serving_endpoint_is_healthy_in_the_words_of_3_2() {
+        let mut page = sample();
+        page.workers[0].healthy = true;
+        let text = render_v3_2(&page);
+        assert!(text.contains("Handler for GWLBe vpce-00123456789abcdef is healthy\n"), "{text}");
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::ops::AddAssign;
 
 use super::cell::Drops;
 use super::cell::EndpointCell;
+use super::cell::FlowCounters;
 use super::cell::Traffic;
 use super::cell::WorkerCell;
 use crate::types::DropReason;
+use crate::types::FlowKind;
 use crate::types::Moment;
 
 /// Packets and bytes at one moment.
@@ -76,6 +78,42 @@ impl AddAssign for DropsSnapshot {
     }
 }
 
+/// Flows by kind at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowsSnapshot([u64; FlowKind::COUNT]);
+
+impl FlowsSnapshot {
+    /// Flows of this kind.
+    pub fn get(&self, kind: FlowKind) -> u64 {
+        self.0[kind.index()]
+    }
+
+    /// Flows of all these kinds.
+    pub fn sum(&self, kinds: &[FlowKind]) -> u64 {
+        kinds.iter().map(|&kind| self.get(kind)).sum()
+    }
+
+    /// What is left of each kind without `other`'s, never less than nothing.
+    #[must_use]
+    pub fn less(&self, other: &Self) -> Self {
+        Self(FlowKind::ALL.map(|kind| self.get(kind).saturating_sub(other.get(kind))))
+    }
+}
+
+impl From<&FlowCounters> for FlowsSnapshot {
+    fn from(live: &FlowCounters) -> Self {
+        Self(FlowKind::ALL.map(|kind| live.get(kind)))
+    }
+}
+
+impl AddAssign for FlowsSnapshot {
+    fn add_assign(&mut self, other: Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}
+
 /// One endpoint's counters at one moment, of one worker or summed over several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSnapshot {
@@ -103,14 +141,10 @@ pub struct EndpointSnapshot {
     pub last_from_gwi: Moment,
     /// See [`EndpointCell::last_from_gwo`].
     pub last_from_gwo: Moment,
-    /// IPv4 flows entered and not yet removed.
-    pub flows_v4: u64,
-    /// IPv4 flows removed.
-    pub flows_v4_removed: u64,
-    /// IPv6 flows entered and not yet removed.
-    pub flows_v6: u64,
-    /// IPv6 flows removed.
-    pub flows_v6_removed: u64,
+    /// Flows entered and not yet removed.
+    pub flows: FlowsSnapshot,
+    /// Flows removed.
+    pub flows_removed: FlowsSnapshot,
 }
 
 impl EndpointSnapshot {
@@ -120,7 +154,7 @@ impl EndpointSnapshot {
     /// workers is meaningful; while numbers move it may be off by what moved meanwhile.
     pub fn sum<'a>(cells: impl IntoIterator<Item = &'a EndpointCell>) -> Self {
         let mut all = Self::default();
-        let (mut v4_added, mut v6_added) = (0_u64, 0_u64);
+        let mut added = FlowsSnapshot::default();
         for cell in cells {
             all.from_gwlb += (&cell.from_gwlb).into();
             all.to_gwi += (&cell.to_gwi).into();
@@ -134,13 +168,10 @@ impl EndpointSnapshot {
             all.last_to_gwi = all.last_to_gwi.max(cell.last_to_gwi.get());
             all.last_from_gwi = all.last_from_gwi.max(cell.last_from_gwi.get());
             all.last_from_gwo = all.last_from_gwo.max(cell.last_from_gwo.get());
-            v4_added += cell.flows_v4_added.get();
-            v6_added += cell.flows_v6_added.get();
-            all.flows_v4_removed += cell.flows_v4_removed.get();
-            all.flows_v6_removed += cell.flows_v6_removed.get();
+            added += (&cell.flows_added).into();
+            all.flows_removed += (&cell.flows_removed).into();
         }
-        all.flows_v4 = v4_added.saturating_sub(all.flows_v4_removed);
-        all.flows_v6 = v6_added.saturating_sub(all.flows_v6_removed);
+        all.flows = added.less(&all.flows_removed);
         all
     }
 }
@@ -199,14 +230,19 @@ mod tests {
         let cells = [EndpointCell::default(), EndpointCell::default()];
         cells[0].from_gwlb.count(100);
         cells[1].from_gwlb.count(50);
-        cells[0].flows_v4_added.add(3);
-        cells[1].flows_v4_removed.add(2);
+        for _ in 0..3 {
+            cells[0].flows_added.count(FlowKind::V4Udp);
+        }
+        cells[0].flows_added.count(FlowKind::V6Tcp);
+        cells[1].flows_removed.count(FlowKind::V4Udp);
+        cells[1].flows_removed.count(FlowKind::V4Udp);
         cells[1].last_seen.set(Moment::from_secs(9));
         cells[0].encap_drops.count(DropReason::FlowUnknown);
         cells[1].encap_drops.add(DropReason::FlowUnknown, 2);
         let all = EndpointSnapshot::sum(&cells);
         assert_eq!(all.from_gwlb, TrafficSnapshot { packets: 2, bytes: 150 });
-        assert_eq!((all.flows_v4, all.flows_v4_removed), (1, 2));
+        assert_eq!((all.flows.get(FlowKind::V4Udp), all.flows.sum(&FlowKind::V6)), (1, 1));
+        assert_eq!(all.flows_removed.sum(&FlowKind::ALL), 2);
         assert_eq!(all.last_seen, Moment::from_secs(9));
         assert_eq!(all.encap_drops.total(), 3);
         let occurred: Vec<_> = all.encap_drops.occurred().collect();

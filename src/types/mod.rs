@@ -8,6 +8,7 @@
 
 mod drop_reason;
 mod endpoint;
+mod flow_kind;
 mod moment;
 mod names;
 
@@ -17,6 +18,7 @@ pub use endpoint::EndpointRef;
 pub use endpoint::EndpointSlot;
 pub use endpoint::Generation;
 pub use endpoint::ParseEndpointIdError;
+pub use flow_kind::FlowKind;
 pub use moment::Moment;
 pub use names::LinkName;
 pub use names::Side;

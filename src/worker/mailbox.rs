@@ -72,7 +72,7 @@ pub struct Policy {
 impl Policy {
     /// Idle time of everything but TCP at a load balancer; it cannot be changed (AWS guide,
     /// "Gateway Load Balancers", *Idle timeout*).
-    const OTHER_IDLE: Duration = Duration::from_mins(2);
+    pub const OTHER_IDLE: Duration = Duration::from_mins(2);
 
     /// The policy with this idle time for TCP.
     pub fn new(tcp_idle: Duration) -> Self {

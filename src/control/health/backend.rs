@@ -21,6 +21,7 @@ use tiny_http::Server;
 
 use super::Board;
 use super::private_socket::PrivateSocket;
+use crate::settings::Compat;
 use crate::settings::HealthSettings;
 use crate::stats::render_json;
 use crate::stats::render_text;
@@ -68,12 +69,14 @@ impl Drop for Backend {
 
 fn answer(request: Request, settings: HealthSettings, board: &Board) {
     let page = board.page();
-    let (kind, body) = match (settings.body, settings.json) {
-        (true, true) => ("application/json", render_json::render(&page)),
-        (true, false) => ("text/html", render_text::render(&page)),
-        (false, true) => ("application/json", String::new()),
-        (false, false) => ("text/html", String::new()),
+    let render = match (settings.json, settings.compat) {
+        (true, Compat::V3_0) => render_json::render,
+        (true, Compat::V3_2) => render_json::render_v3_2,
+        (false, Compat::V3_0) => render_text::render,
+        (false, Compat::V3_2) => render_text::render_v3_2,
     };
+    let body = if settings.body { render(&page) } else { String::new() };
+    let kind = if settings.json { "application/json" } else { "text/html" };
     let kind = Header::from_bytes("Content-Type", kind).expect("plain ASCII");
     let response = Response::from_string(body)
         .with_status_code(if page.healthy { 200 } else { 503 })
@@ -87,7 +90,6 @@ fn answer(request: Request, settings: HealthSettings, board: &Board) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Compat;
     use std::fs;
 
     fn http_threads() -> usize {

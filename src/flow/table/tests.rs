@@ -15,6 +15,7 @@ use crate::flow::TemplateId;
 use crate::flow::Templates;
 use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
+use crate::types::FlowKind;
 use crate::types::Generation;
 use crate::types::OuterPath;
 use crate::wire::Addresses;
@@ -44,6 +45,16 @@ fn tuple(family: Family, number: u32) -> FiveTuple {
         protocol: 6,
         src_port: 1024 + u16::try_from(number & 0xfff).unwrap(),
         dst_port: 443,
+    }
+}
+
+/// The kind of a flow, by the numbers of IANA.
+fn kind(tuple: &FiveTuple) -> FlowKind {
+    let kinds = if tuple.family() == Family::V4 { FlowKind::V4 } else { FlowKind::V6 };
+    match tuple.protocol {
+        6 => kinds[0],
+        17 => kinds[1],
+        _ => kinds[2],
     }
 }
 
@@ -156,7 +167,7 @@ impl Model {
             let ttl_secs = if tuple.protocol == 6 { 350 } else { 120 };
             let stays = now_secs <= flow.seen_secs + ttl_secs;
             if !stays {
-                removed.push(Removed { endpoint: *endpoint, family: tuple.family() });
+                removed.push(Removed { endpoint: *endpoint, kind: kind(tuple) });
             }
             stays
         });
@@ -230,7 +241,7 @@ proptest! {
                     let mut removed = Vec::new();
                     expire_all(&table, now, |flow| removed.push(flow));
                     let mut expected = model.expire(secs);
-                    let order = |flow: &Removed| (flow.endpoint.generation, flow.family as u8);
+                    let order = |flow: &Removed| (flow.endpoint.generation, flow.kind.index());
                     removed.sort_by_key(order);
                     expected.sort_by_key(order);
                     prop_assert_eq!(removed, expected);
@@ -276,7 +287,7 @@ fn a_torn_down_endpoint_takes_its_flows_along() {
     assert_eq!(table.find(&new, way, now, tally), None);
     let mut removed = Vec::new();
     expire_all(&table, Moment::from_secs(500), |flow| removed.push(flow));
-    let expected = Removed { endpoint: endpoint(5, 1), family: Family::V4 };
+    let expected = Removed { endpoint: endpoint(5, 1), kind: kind(&tuple) };
     assert_eq!(removed, [expected], "counted for the life that it belonged to");
 }
 
@@ -372,7 +383,7 @@ fn answered_flows_go_only_when_idle() {
     let Learned::New { evicted: Some(gone) } = learn(300) else {
         panic!("all are idle at 300 s");
     };
-    assert_eq!(gone.family, Family::V4);
+    assert_eq!(gone.kind, FlowKind::V4Tcp);
     assert_eq!(tally.evicted, 1);
     assert_eq!(table.len(), 100);
 }
