@@ -271,6 +271,7 @@ impl Control {
     async fn wind_up(self: &Rc<Self>, signals: &mut Signals) {
         self.log.line(Section::Core, Level::Important, format_args!("Shutting down."));
         self.stopping.set(true);
+        self.status.borrow_mut().set_stopping();
         self.hooks.skip_creations();
         self.registry.borrow().end_all();
         let mut housekeeping = housekeeping();

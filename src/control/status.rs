@@ -29,6 +29,9 @@ const PAGE_AGE_MAX: Duration = Duration::from_millis(100);
 const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
                        too many came at once";
 
+/// What it says at the end.
+const STOPPING: &str = "the program is stopping";
+
 /// The state, and the board where its page is published.
 #[derive(Debug)]
 pub(super) struct Status {
@@ -42,6 +45,8 @@ pub(super) struct Status {
     no_device: Option<String>,
     /// An endpoint was refused since start.
     refused: bool,
+    /// The end was asked for.
+    stopping: bool,
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
@@ -67,6 +72,7 @@ impl Status {
             hook_failures: 0,
             no_device: None,
             refused: false,
+            stopping: false,
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
         }
@@ -115,6 +121,14 @@ impl Status {
         self.refused = refused;
     }
 
+    /// From now on it is 503: new flows must not come here any more. There is no way back, so
+    /// nothing could flap.
+    pub(super) const fn set_stopping(&mut self) {
+        self.stopping = true;
+        // A page from before says the opposite, however young it is.
+        self.published = Moment::ZERO;
+    }
+
     /// Looks at everything that the verdict depends on. Due every second.
     pub(super) fn judge(&mut self, workers: &[WorkerLink], now: Moment) {
         let reasons = self.reasons(workers, now);
@@ -142,7 +156,9 @@ impl Status {
                 .then(|| format!("worker {id} made no turn for {:.1} s", stall.as_secs_f64()))
         });
         let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
-        self.failed.values().chain(&self.no_device).cloned().chain(stalled).chain(lost).collect()
+        let stopping = self.stopping.then(|| STOPPING.to_owned());
+        let told = self.failed.values().chain(&self.no_device).cloned();
+        stopping.into_iter().chain(told).chain(stalled).chain(lost).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
@@ -158,7 +174,7 @@ impl Status {
         });
         Page {
             version: env!("CARGO_PKG_VERSION"),
-            healthy: self.verdict.is_healthy(),
+            healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
             warnings: self.refused.then(|| REFUSED.to_owned()).into_iter().collect(),
             hook_failures: self.hook_failures,

@@ -384,6 +384,25 @@ fn the_health_page_tells_of_stalls_and_lost_links() {
 }
 
 #[test]
+fn while_the_program_stops_the_health_page_says_so_at_once() {
+    const WAIT: &str = "wait_for_go() { echo $1 >> @/calls; \
+                        while [ ! -e @/go ]; do sleep 0.05; done; }; wait_for_go";
+    let rig = Rig::start(&["-r", WAIT, "-p1", "-j"], || {});
+    rig.announce(0, 9);
+    rig.expect_attach(9);
+    // The page of this request is younger than the end of the program.
+    assert_eq!(rig.health().0, "HTTP/1.1 200 OK");
+    rig.signal();
+    rig.expect("Closing", 2, |command| matches!(command, Command::Closing(_)));
+    let (status, body) = rig.health();
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(body.contains("\"reasons\":[\"the program is stopping\"]"), "{body}");
+    assert!(body.contains("\"healthy\":false"), "{body}");
+    std::fs::write(rig.directory.join("go"), "").unwrap();
+    rig.finish().unwrap();
+}
+
+#[test]
 fn with_compat_3_2_log_and_page_speak_of_vpc_endpoints() {
     let rig = Rig::start(&["--compat", "3.2", "-c", "exit 3;", "-p1", "-j"], || {});
     rig.announce(0, 9);
