@@ -10,6 +10,7 @@
 //! up the program and none has side effects.
 
 mod backend;
+mod crowd;
 mod gate;
 mod http;
 mod private_socket;

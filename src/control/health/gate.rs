@@ -2,38 +2,44 @@
 //!
 //! | bound | value |
 //! |---|---|
-//! | connections | 64; a new one evicts the oldest one that waits for its client |
+//! | connections | 64; a new one evicts one of whoever has the most, see [`super::crowd`] |
 //! | head of a request | 8 KiB, complete 2 s after its first byte (or after the connect) |
 //! | pause between requests | 15 s |
 //! | requests at the web server | 2; the others wait for their turn |
 //! | the web server's answer | 2 s |
-//! | taking the answer | 5 s |
+//! | taking the answer | 5 s; 4 MiB wait for that in all |
 //!
 //! Any method and any path gets the health page. Answers leave with a length, and connections
 //! end with a FIN and not with a reset.
 
 use std::cell::Cell;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::recv;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
 use tokio::time;
 use tokio::time::Instant;
 
 use super::Board;
 use super::backend::Backend;
+use super::crowd::Crowd;
+use super::crowd::Origin;
+use super::crowd::Progress;
 use super::http;
 use super::http::Parsed;
 use super::http::Reply;
@@ -42,9 +48,6 @@ use crate::log::Level;
 use crate::log::Log;
 use crate::log::Section;
 use crate::settings::HealthSettings;
-
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 64;
 
 /// Requests that the web server sees at a time.
 const RELAYED_MAX: usize = 2;
@@ -86,15 +89,8 @@ pub(super) struct Gate {
     backend: RefCell<Option<Rc<Backend>>>,
     backend_started: Cell<Instant>,
     relays: Semaphore,
-    connections: RefCell<BTreeMap<u64, Connection>>,
+    crowd: Crowd,
     log: Log,
-}
-
-/// One connection, as the others see it. The key in the table is its age.
-struct Connection {
-    task: AbortHandle,
-    /// Nothing happens on it before its client sends or reads something.
-    is_waiting: Rc<Cell<bool>>,
 }
 
 impl Gate {
@@ -112,7 +108,7 @@ impl Gate {
             backend: RefCell::new(Some(Rc::new(backend))),
             backend_started: Cell::new(now()),
             relays: Semaphore::new(RELAYED_MAX),
-            connections: RefCell::default(),
+            crowd: Crowd::default(),
             log,
         })
     }
@@ -121,23 +117,28 @@ impl Gate {
     pub(super) async fn run(self: Rc<Self>, listener: TcpListener) {
         let mut spare = Vec::with_capacity(SPARE_DESCRIPTORS);
         for number in 0.. {
-            let stream = self.accept(&listener, &mut spare).await;
-            if self.make_room() {
-                self.admit(number, stream);
+            let (stream, peer) = self.accept(&listener, &mut spare).await;
+            let origin = peer.ip().into();
+            if self.crowd.make_room(origin) {
+                self.admit(number, stream, origin).await;
             }
         }
     }
 
     /// Accepts the next connection. Where there is no descriptor for it, the spare ones are let
     /// go, then the connections that wait for their clients.
-    async fn accept(&self, listener: &TcpListener, spare: &mut Vec<OwnedFd>) -> TcpStream {
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+        spare: &mut Vec<OwnedFd>,
+    ) -> (TcpStream, SocketAddr) {
         // While there are connections they need what was let go for them.
-        if self.connections.borrow().is_empty() {
+        if self.crowd.len() == 0 {
             keep_back(listener, spare);
         }
         loop {
             let error = match listener.accept().await {
-                Ok((stream, _)) => return stream,
+                Ok(accepted) => return accepted,
                 Err(error) => error,
             };
             self.log.event(
@@ -148,7 +149,7 @@ impl Gate {
             );
             if !spare.is_empty() {
                 spare.clear();
-            } else if self.evict() {
+            } else if self.crowd.evict() {
                 // The connection closes when its task has its turn; so short that no probe notices,
                 // so long that the next one to go is not the probe itself.
                 time::sleep(EVICTION_PAUSE).await;
@@ -158,54 +159,38 @@ impl Gate {
         }
     }
 
-    /// Makes sure that there is a place for one more connection. Nothing to evict means that all
-    /// are being answered; the new one is closed then.
-    fn make_room(&self) -> bool {
-        self.connections.borrow().len() < CONNECTIONS_MAX || self.evict()
-    }
-
-    /// Ends the oldest connection that waits for its client, if there is one.
-    fn evict(&self) -> bool {
-        let mut connections = self.connections.borrow_mut();
-        let waiting = |(number, connection): (&u64, &Connection)| {
-            connection.is_waiting.get().then_some(*number)
-        };
-        let Some(number) = connections.iter().find_map(waiting) else {
-            return false;
-        };
-        if let Some(evicted) = connections.remove(&number) {
-            evicted.task.abort();
-        }
-        true
-    }
-
-    fn admit(self: &Rc<Self>, number: u64, stream: TcpStream) {
-        let is_waiting = Rc::new(Cell::new(true));
-        let gate = Rc::clone(self);
-        let waiting = Rc::clone(&is_waiting);
+    /// Enters a connection and gives it its first turn: a request that came along with it is read
+    /// before the next connection is accepted, and can be evicted no more by that one.
+    async fn admit(self: &Rc<Self>, number: u64, mut stream: TcpStream, origin: Origin) {
+        let progress = Rc::new(Progress::new());
+        let had_turn = Rc::new(Notify::new());
+        let (gate, own, turn) = (Rc::clone(self), Rc::clone(&progress), Rc::clone(&had_turn));
         let task = tokio::task::spawn_local(async move {
-            gate.converse(stream, &waiting).await;
-            gate.connections.borrow_mut().remove(&number);
+            // Before the first wait of this task, so whoever is notified finds it in order.
+            turn.notify_one();
+            let received = what_is_there(&stream);
+            gate.converse(&mut stream, received, &own).await;
+            gate.crowd.leave(number);
         });
-        let connection = Connection { task: task.abort_handle(), is_waiting };
-        self.connections.borrow_mut().insert(number, connection);
+        self.crowd.enter(number, origin, task.abort_handle(), progress);
+        had_turn.notified().await;
     }
 
     /// One connection, from its first request to its end.
-    async fn converse(&self, mut stream: TcpStream, is_waiting: &Cell<bool>) {
-        let mut received = Vec::new();
+    async fn converse(&self, stream: &mut TcpStream, mut received: Vec<u8>, progress: &Progress) {
         let mut patience = HEAD_TIME;
         loop {
-            is_waiting.set(true);
-            let request = read_head(&mut stream, &mut received, patience).await;
-            is_waiting.set(false);
+            progress.waits();
+            let request = read_head(stream, &mut received, patience).await;
+            progress.answers();
             let (reply, is_head, keep_alive) = match request {
                 Incoming::Request(head) => (self.page().await, head.is_head, head.keep_alive),
                 Incoming::Refused(status) => (Reply::bare(status), false, false),
                 Incoming::Ended => break,
             };
             let bytes = reply.to_bytes(is_head, keep_alive);
-            is_waiting.set(true);
+            drop(reply);
+            self.crowd.send(progress, bytes.len());
             let sent = time::timeout(WRITE_TIME, stream.write_all(&bytes)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 return;
@@ -215,9 +200,10 @@ impl Gate {
             }
             patience = PAUSE_TIME;
         }
+        progress.waits();
         // A close with unread bytes is a reset, which may overtake the answer.
         let _ = stream.shutdown().await;
-        let _ = time::timeout(LINGER_TIME, discard(&mut stream)).await;
+        let _ = time::timeout(LINGER_TIME, discard(stream)).await;
     }
 
     /// The page, from the web server if it answers; the bare truth otherwise.
@@ -260,7 +246,13 @@ impl Gate {
     /// How many connections there are.
     #[cfg(test)]
     pub(super) fn connection_count(&self) -> usize {
-        self.connections.borrow().len()
+        self.crowd.len()
+    }
+
+    /// How many bytes of answers wait for their clients.
+    #[cfg(test)]
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.crowd.unsent_bytes()
     }
 
     /// Breaks the web server, for a test of what happens then.
@@ -283,6 +275,15 @@ fn keep_back(listener: &TcpListener, spare: &mut Vec<OwnedFd>) {
         };
         spare.push(descriptor);
     }
+}
+
+/// What a client sent along with its connection, as far as it is already here. tokio would first
+/// have to hear from the kernel that there is something.
+fn what_is_there(stream: &TcpStream) -> Vec<u8> {
+    let mut chunk = [0; 1024];
+    // An end or an error comes again when it is read for.
+    let count = recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
+    chunk[..count].to_vec()
 }
 
 /// What a client came with.

@@ -4,9 +4,20 @@ use super::*;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::settings::Compat;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockType;
+use nix::sys::socket::SockaddrIn;
+use nix::sys::socket::bind as bind_socket;
+use nix::sys::socket::connect;
+use nix::sys::socket::socket;
 use std::cell::Cell;
 use std::future::Future;
+use std::io::Read as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::net::SocketAddrV4;
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
@@ -50,6 +61,17 @@ impl Fixture {
         TcpStream::connect(self.address).await.unwrap()
     }
 
+    /// Connects from an address of the caller's choice, without giving the gate a turn.
+    fn connect_from(&self, source: [u8; 4]) -> std::net::TcpStream {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let stream = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+        bind_socket(stream.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source.into(), 0)))
+            .unwrap();
+        let SocketAddr::V4(address) = self.address else { unreachable!("127.0.0.1") };
+        connect(stream.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
+        stream.into()
+    }
+
     /// Sends `request`, and reads until the other side closes; a reset is a failure.
     async fn exchange(&self, request: &[u8]) -> String {
         let mut stream = self.connect().await;
@@ -61,6 +83,15 @@ impl Fixture {
             .expect("with a FIN");
         String::from_utf8(answer).unwrap()
     }
+}
+
+/// What a client reads until the other side closes, while the gate has its turns.
+async fn read_all(stream: std::net::TcpStream) -> String {
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = TcpStream::from_std(stream).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("a FIN and no reset");
+    answer
 }
 
 /// Reads exactly one answer with a body.
@@ -184,6 +215,68 @@ fn a_crowd_of_idle_clients_keeps_nobody_out() {
         // The oldest were evicted.
         let evicted = time::timeout(Duration::from_secs(1), crowd[0].read(&mut [0; 64])).await;
         assert!(evicted.is_ok());
+    });
+}
+
+#[test]
+fn a_request_that_came_with_its_connection_is_read_before_the_next_is_accepted() {
+    with_gate(TEXT, |fixture| async move {
+        // All of these wait in the kernel before the gate has its first turn: the probe is the
+        // oldest of more than there are places.
+        let mut probe = fixture.connect_from([127, 0, 0, 1]);
+        probe.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let _crowd: Vec<_> = (0..100).map(|_| fixture.connect_from([127, 0, 0, 1])).collect();
+        let answer = read_all(probe).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    });
+}
+
+#[test]
+fn a_crowd_evicts_its_own_and_not_a_waiting_client_from_elsewhere() {
+    with_gate(TEXT, |fixture| async move {
+        let mut probe = fixture.connect_from([127, 0, 0, 2]);
+        let mut crowd = Vec::new();
+        for _ in 0..20 {
+            crowd.extend((0..20).map(|_| fixture.connect_from([127, 0, 0, 1])));
+            // The gate has its turns.
+            time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(fixture.gate.connection_count(), 64);
+        probe.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let answer = read_all(probe).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // Of the crowd, the oldest went.
+        crowd[0].set_nonblocking(true).unwrap();
+        assert_eq!(crowd[0].read(&mut [0]).unwrap(), 0);
+        let last = crowd.last_mut().unwrap();
+        last.set_nonblocking(true).unwrap();
+        assert_eq!(last.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    });
+}
+
+#[test]
+fn unread_answers_take_a_bounded_place() {
+    with_gate(TEXT, |fixture| async move {
+        fixture.board.publish(Page {
+            workers: vec![crate::stats::WorkerRow::default(); 100_000],
+            healthy: true,
+            ..Page::default()
+        });
+        // More than the kernel takes from one who reads nothing.
+        let page = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await.len();
+        assert!(page > 8 << 20);
+        let mut deaf = Vec::new();
+        for _ in 0..6 {
+            let mut stream = fixture.connect_from([127, 0, 0, 1]);
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let stream = TcpStream::from_std(stream).unwrap();
+            stream.readable().await.unwrap();
+            deaf.push(stream);
+        }
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert_eq!(answer.len(), page, "who reads gets it whole");
+        assert!(fixture.gate.unsent_bytes() <= page, "{}", fixture.gate.unsent_bytes());
     });
 }
 
