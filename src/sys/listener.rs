@@ -20,8 +20,9 @@ use nix::sys::socket::sockopt;
 use super::Errno;
 use super::Error;
 
-/// Connections that wait to be accepted. Health checks come from several places at once.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted, or as many as the host allows (net.core.somaxconn). Beyond
+/// them the kernel drops what arrives, and a probe comes again after a whole second only.
+const BACKLOG: i32 = 4096;
 
 /// Listens on `port` of every address, IPv6 and IPv4, without ever blocking; IPv4 alone where
 /// the kernel has no IPv6. Clients in `TIME_WAIT` do not keep a successor from the port.

@@ -5,7 +5,9 @@
 //! | [`hosts`] | clients and servers of every day over passthrough |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
 //! | [`headers`] | which GENEVE header a packet returns in |
+//! | [`http`] | the health port's HTTP |
 //! | [`lifecycle`] | hooks, teardown, re-creation, signals, nothing left |
+//! | [`crowds`] | the health port among clients that mean no good |
 //! | [`health`] | the health port and the drop counters on it |
 //! | [`start`] | exit status when it cannot start |
 //! | [`cli`] | the command line as the reference takes it |
@@ -15,9 +17,11 @@
 
 mod bytes;
 mod cli;
+mod crowds;
 mod headers;
 mod health;
 mod hosts;
+mod http;
 mod lifecycle;
 mod logs;
 mod permissions;

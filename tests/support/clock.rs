@@ -34,6 +34,22 @@ impl Deadline {
     }
 }
 
+/// What a reader of the output may want to know and no test may require.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Starts now.
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 /// Polls `condition` until it gives a value.
 ///
 /// # Panics

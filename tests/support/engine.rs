@@ -5,18 +5,20 @@ use std::fs::File;
 use std::io;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+use super::clock::PATIENCE;
 use super::clock::wait_for;
 use super::lab::Lab;
 use super::process::run;
@@ -43,12 +45,39 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+impl Answer {
+    /// Reads until the other side closes, which must be with a FIN.
+    pub(crate) fn read(stream: &mut TcpStream) -> io::Result<Self> {
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        Ok(Self {
+            status: status.ok_or_else(|| io::Error::other(format!("no status in {text:?}")))?,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        })
+    }
+
+    /// The value of a header field.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
+    }
+
+    /// Whether the body is as long as the head says.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.field("Content-Length") == Some(&self.body.len().to_string())
+    }
+}
+
 /// A running engine; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Engine {
     child: Child,
     namespace: Namespace,
     log: PathBuf,
+    health_port: u16,
 }
 
 impl Engine {
@@ -60,25 +89,41 @@ impl Engine {
 
     /// Starts with these arguments and a health port, and waits for the first health answer.
     pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
-        Self::start_under(lab, &[], &[&["-p", "8080"], args].concat())
+        Self::start_on(lab, HEALTH_PORT, args)
     }
 
-    /// Starts `program`, which is said to have its health port at 8080, with `wrapper` before it.
+    /// The same with a health port of the caller's choice.
+    pub(crate) fn start_on(lab: &Lab, health_port: u16, args: &[&str]) -> Self {
+        let port = health_port.to_string();
+        let command = &mut Self::command_under(lab, &[], &[&["-p", &port], args].concat());
+        Self::launch_on(lab, health_port, command)
+    }
+
+    /// Starts the program with `wrapper` before it; `args` say that the health port is 8080.
     pub(crate) fn start_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Self {
-        let words = [wrapper, &[PROGRAM], args].concat();
-        let mut command = lab.topology.target().command(words[0]);
-        command.args(&words[1..]);
-        let file = File::create(lab.scratch.file("engine.log")).expect("a log file");
-        let both = file.try_clone().expect("a second handle");
-        Self::launch(lab, command.stdout(file).stderr(both))
+        Self::launch(lab, &mut Self::command_under(lab, wrapper, args))
     }
 
     /// Starts a command that ends in the program, and waits for the first health answer at 8080.
     pub(crate) fn launch(lab: &Lab, command: &mut Command) -> Self {
-        let namespace = lab.topology.target();
+        Self::launch_on(lab, HEALTH_PORT, command)
+    }
+
+    /// The program in the target's namespace with its output in the log file.
+    fn command_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Command {
+        let words = [wrapper, &[PROGRAM], args].concat();
+        let mut command = lab.topology.target().command(words[0]);
+        let file = File::create(lab.scratch.file("engine.log")).expect("a log file");
+        let both = file.try_clone().expect("a second handle");
+        command.args(&words[1..]).stdout(file).stderr(both);
+        command
+    }
+
+    fn launch_on(lab: &Lab, health_port: u16, command: &mut Command) -> Self {
+        let (namespace, log) = (lab.topology.target(), lab.scratch.file("engine.log"));
         let child = command.stdin(Stdio::null()).spawn();
         let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut engine = Self { child, namespace, log: lab.scratch.file("engine.log") };
+        let mut engine = Self { child, namespace, log, health_port };
         wait_for("the health port answers", || {
             if let Some(status) = engine.child.try_wait().expect("wait") {
                 panic!("{command:?} ended at once: {status}");
@@ -98,25 +143,25 @@ impl Engine {
         self.try_health(path).expect("a health answer")
     }
 
-    fn try_connect(&self) -> io::Result<TcpStream> {
-        self.namespace.enter(|| TcpStream::connect(("127.0.0.1", HEALTH_PORT)))
+    /// A connection to the health port, on which reading has a time-out.
+    pub(crate) fn connect(&self) -> TcpStream {
+        self.connect_to(Ipv4Addr::LOCALHOST.into()).expect("the health port takes connections")
+    }
+
+    /// The same by way of any address of the target.
+    pub(crate) fn connect_to(&self, address: IpAddr) -> io::Result<TcpStream> {
+        let connect = || TcpStream::connect((address, self.health_port));
+        let stream = self.namespace.enter(connect)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
     }
 
     fn try_health(&self, path: &str) -> io::Result<Answer> {
-        let mut stream = self.try_connect()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut stream = self.connect_to(Ipv4Addr::LOCALHOST.into())?;
         // One write: a server may answer and close before a second one.
         let request = format!("GET {path} HTTP/1.1\r\nHost: gwlb\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-        Ok(Answer {
-            status: status.ok_or_else(|| io::Error::other(format!("no status in {text:?}")))?,
-            head: head.to_owned(),
-            body: body.to_owned(),
-        })
+        Answer::read(&mut stream)
     }
 
     /// The health page as JSON; the engine must run with `-j`.
@@ -167,6 +212,20 @@ impl Engine {
         let args = ["--pid", &self.pid().to_string(), &format!("--nofile={limit}:{limit}")];
         run(&self.namespace, "prlimit", &args);
         true
+    }
+
+    /// Resident memory at its highest since the process began or [`Self::forget_peak`], in bytes.
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("/proc");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let words = line.and_then(|line| line.split_whitespace().next());
+        words.and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB") << 10
+    }
+
+    /// Makes the memory that is resident now the highest until now.
+    pub(crate) fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc");
     }
 
     /// What it has logged so far.

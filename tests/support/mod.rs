@@ -5,6 +5,7 @@
 //! sleeps for a fixed time: [`clock::wait_for`] polls until a deadline.
 
 pub(crate) mod clock;
+pub(crate) mod crowd;
 pub(crate) mod engine;
 pub(crate) mod injector;
 pub(crate) mod lab;
