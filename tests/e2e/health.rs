@@ -83,6 +83,39 @@ fn json_has_the_fields_of_the_reference() {
     assert_eq!(status["drops"], Value::Object(serde_json::Map::new()), "{status}");
 }
 
+#[test]
+fn compat_3_2_has_its_fields_and_words() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &["--compat", "3.2"]);
+    let mut injector = lab.injector();
+    let inner = packets::udp(V4, (4000, 53), &pattern(0, 100));
+    injector.exchange(endpoint_id(0), &inner);
+    injector.exchange(endpoint_id(0), &packets::udp(V6, (4000, 53), &pattern(0, 100)));
+    injector.exchange(endpoint_id(0), &packets::ping(V4, 1, b"other"));
+    let status = wait_for("the page shows the packets", || {
+        let status = engine.status();
+        (status["enis"][0]["pktsOut"] == 3).then_some(status)
+    });
+    let eni = &status["enis"][0];
+    assert_eq!(eni["gwlbEndpointId"], "vpce-02b8ee1d4db0c51c4");
+    assert_eq!((&eni["healthy"], &eni["pktsDropped"]), (&Value::Bool(true), &Value::from(0)));
+    for (cache, size, idle_secs) in [
+        ("v4FlowCacheTcp", 0, 350),
+        ("v4FlowCacheUdp", 1, 120),
+        ("v4FlowCacheOther", 1, 120),
+        ("v6FlowCacheTcp", 0, 350),
+        ("v6FlowCacheUdp", 1, 120),
+        ("v6FlowCacheOther", 0, 120),
+    ] {
+        assert_eq!(eni[cache]["size"], size, "{cache} in {status}");
+        assert_eq!(eni[cache]["idleTimeoutSecs"], idle_secs, "{cache} in {status}");
+    }
+    let summary = &status["summary"];
+    assert_eq!((&summary["totalPktsIn"], &summary["eniCount"]), (&3.into(), &1.into()), "{status}");
+    assert!(eni["eniStr"].is_null() && eni["v4FlowCache"].is_null(), "{status}");
+    assert!(engine.log().contains(" for GWLB endpoint vpce-02b8ee1d4db0c51c4 created."));
+}
+
 /// Sum of a field over the threads that read the first endpoint's gwo.
 fn read_back(status: &Value, field: &str) -> u64 {
     let threads = status["enis"][0]["tunnelOut"]["threads"].as_array();
@@ -310,6 +343,17 @@ fn a_process_that_stood_still_is_not_unhealthy_for_that() {
 
 #[test]
 fn a_device_that_is_missing_for_a_while_is_told_for_that_while() {
+    a_device_out_of_reach(&["mount", "-t", "tmpfs", "none", "/dev/net"]);
+}
+
+#[test]
+fn a_device_that_may_not_be_opened_for_a_while_is_told_for_that_while() {
+    let forbid = "mount -t tmpfs -o nodev none /dev/net && mknod /dev/net/tun c 10 200";
+    a_device_out_of_reach(&["sh", "-c", forbid]);
+}
+
+/// `take` hides the device or forbids it.
+fn a_device_out_of_reach(take: &[&str]) {
     let lab = Lab::new(0, Config::default());
     let engine = Engine::passthrough(&lab, &[]);
     let mut injector = lab.injector();
@@ -319,7 +363,7 @@ fn a_device_that_is_missing_for_a_while_is_told_for_that_while() {
         let args = [&["-t", &pid, "-m"][..], words].concat();
         run(&lab.topology.target(), "nsenter", &args);
     };
-    within(&["mount", "-t", "tmpfs", "none", "/dev/net"]);
+    within(take);
     injector.send(endpoint_id(0), &packets::ping(V4, 1, b"in vain"));
     wait_until("503", || engine.health("/").status == 503);
     let reason = engine.status()["reasons"][0].to_string();

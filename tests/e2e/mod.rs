@@ -14,6 +14,7 @@
 //! | [`logs`] | what the log says, word for word, and how much |
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
+//! | [`truth`] | 200 and 503 as they are |
 
 mod bytes;
 mod cli;
@@ -27,3 +28,4 @@ mod logs;
 mod permissions;
 mod reference_bugs;
 mod start;
+mod truth;

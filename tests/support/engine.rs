@@ -244,6 +244,18 @@ impl Engine {
         names
     }
 
+    /// Id of the thread with this name.
+    pub(crate) fn thread_id(&self, name: &str) -> u32 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("/proc");
+        let mut paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+        let is_it = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let path = paths.find(is_it).unwrap_or_else(|| panic!("no thread {name}"));
+        let id = path.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok());
+        id.expect("a number")
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a pid"));

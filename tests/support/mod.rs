@@ -7,6 +7,7 @@
 pub(crate) mod clock;
 pub(crate) mod crowd;
 pub(crate) mod engine;
+pub(crate) mod freeze;
 pub(crate) mod injector;
 pub(crate) mod lab;
 pub(crate) mod mirror;
