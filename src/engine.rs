@@ -76,6 +76,8 @@ const END_MAX: Duration = Duration::from_secs(2);
 
 /// What the host has shown to be able to do.
 struct Proven {
+    /// The soft limit on open files at the start, if it was raised.
+    open_files_before: Option<u64>,
     driver: DriverPlan,
     receivers: Vec<OwnedFd>,
     listener: Option<TcpListener>,
@@ -122,7 +124,8 @@ fn announce_features(plan: DriverPlan, log: &Log) {
 
 /// Tries everything that the program cannot do without, for real.
 fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> {
-    let budget = divide_open_files(settings)?;
+    let open_files = limits::raise_open_files()?;
+    let budget = divide_open_files(open_files.limit, settings)?;
     let locked_bytes = limits::raise_locked_memory()?;
     let probed = Features::probe().map_err(|error| {
         if error.errno == Errno::EOPNOTSUPP {
@@ -141,12 +144,11 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
-    Ok(Proven { driver, receivers, listener })
+    Ok(Proven { open_files_before: open_files.before, driver, receivers, listener })
 }
 
-/// Raises the limit on open files as far as it goes, and limits the endpoints to what it carries.
-fn divide_open_files(settings: &mut Settings) -> Result<Budget, StartError> {
-    let limit = limits::raise_open_files()?;
+/// Limits the endpoints to what the limit on open files carries.
+fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, StartError> {
     let workers = settings.workers.len();
     let budget = Budget::new(limit, workers, settings.endpoints_max)
         .map_err(|least| StartError::OpenFiles { limit, workers, least })?;
@@ -163,7 +165,7 @@ fn divide_open_files(settings: &mut Settings) -> Result<Budget, StartError> {
 }
 
 fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
-    let Proven { driver, receivers, listener } = proven;
+    let Proven { open_files_before, driver, receivers, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(admission(settings.endpoints_max, workers));
@@ -208,6 +210,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         samples: samples_inbox,
         wake: control_wake,
         admission,
+        hook_open_files: open_files_before,
         listener,
         netdev: netdev.clone(),
         log: log.clone(),

@@ -4,13 +4,19 @@
 //! command with words or shell syntax works as before. The arguments come from fixed alphabets;
 //! nothing a packet carries reaches a shell as syntax.
 //!
-//! - One at a time, in order, because the scripts in use edit shared files. The next starts when
-//!   the one before it ended, or after 5 s: one that hangs delays, but does not stop, the others.
+//! - One at a time, in order, because the scripts in use edit shared files; more at a time on
+//!   request. The next starts when one before it ended, or after 5 s: one that hangs delays, but
+//!   does not stop, the others.
 //! - Killed with its process group after 30 s: a new flow's first answer must reach the load
 //!   balancer within 30 s anyway.
 //! - It gets descriptors 0 to 2 and no more: `/dev/null`, and a pipe whose lines go to the log, at
-//!   most 64 KiB of them. A daemon that it leaves behind keeps the pipe and delays nothing.
+//!   most 64 KiB and 500 lines of them. A daemon that it leaves behind keeps the pipe and delays
+//!   nothing.
 //! - Its environment is ours, less what a service manager meant for us alone, plus `GWLBTUN_*`.
+//!   Its limit on open files is the one that we were started with: programs that use select(2)
+//!   break above 1,024. The shell sets it, because a function between fork and exec would keep the
+//!   standard library from `posix_spawn(3)`, and a real fork of this process makes every worker
+//!   fault on its buffers.
 //!
 //! [`HookRequest`] and [`HookOutcome`] are plain data, so that another process may do the running
 //! one day.
@@ -24,6 +30,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,6 +38,7 @@ use nix::sys::signal::killpg;
 use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
@@ -108,23 +116,32 @@ impl fmt::Display for HookOutcome {
     }
 }
 
-/// Bounds on every hook.
+/// Bounds on the hooks.
 #[derive(Clone, Copy, Debug)]
 pub struct HookLimits {
+    /// How many run at a time, at least 1.
+    pub jobs: u16,
     /// How long one hook holds up the next.
     pub next_after: Duration,
     /// How long a hook may run.
     pub kill_after: Duration,
     /// Bytes of output that reach the log.
     pub output_bytes: usize,
+    /// Lines of output that reach the log, whose queue all others share.
+    pub output_lines: usize,
+    /// A hook's soft limit on open files, if it is not to be ours.
+    pub open_files: Option<u64>,
 }
 
 impl Default for HookLimits {
     fn default() -> Self {
         Self {
+            jobs: 1,
             next_after: Duration::from_secs(5),
             kill_after: Duration::from_secs(30),
             output_bytes: 64 << 10,
+            output_lines: 500,
+            open_files: None,
         }
     }
 }
@@ -132,8 +149,15 @@ impl Default for HookLimits {
 /// The way to the runner, which ends with the last handle.
 #[derive(Clone, Debug)]
 pub struct HookRunner {
-    queue: mpsc::Sender<(HookRequest, oneshot::Sender<HookOutcome>)>,
+    queue: mpsc::Sender<Job>,
     skip: watch::Sender<Skip>,
+}
+
+/// A request, and what is to happen on its way.
+struct Job {
+    request: HookRequest,
+    on_turn: Box<dyn FnOnce()>,
+    reply: oneshot::Sender<HookOutcome>,
 }
 
 /// Which hooks are left out, because the program is stopping.
@@ -153,14 +177,17 @@ impl HookRunner {
     pub fn start(limits: HookLimits, log: Log) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (skip, skipped) = watch::channel(Skip::None);
-        tokio_uring::spawn(run_in_order(requests, skipped, limits, log));
+        tokio_uring::spawn(run_in_turn(requests, skipped, limits, log));
         Self { queue, skip }
     }
 
-    /// Runs a hook when its turn comes, and waits for its end.
-    pub async fn run(&self, request: HookRequest) -> HookOutcome {
+    /// Runs a hook when its turn comes, and waits for its end. `on_turn` is called before it
+    /// starts, or when it is left out.
+    pub async fn run(&self, request: HookRequest, on_turn: impl FnOnce() + 'static) -> HookOutcome {
         let (reply, outcome) = oneshot::channel();
-        if self.queue.send((request, reply)).await.is_err() {
+        let job = Job { request, on_turn: Box::new(on_turn), reply };
+        if let Err(refused) = self.queue.send(job).await {
+            (refused.0.on_turn)();
             return HookOutcome::Skipped;
         }
         outcome.await.unwrap_or(HookOutcome::Skipped)
@@ -177,21 +204,27 @@ impl HookRunner {
     }
 }
 
-/// Takes one request after the other.
-async fn run_in_order(
-    mut requests: mpsc::Receiver<(HookRequest, oneshot::Sender<HookOutcome>)>,
+/// Takes one request after the other, each when there is a turn free for it.
+async fn run_in_turn(
+    mut requests: mpsc::Receiver<Job>,
     skipped: watch::Receiver<Skip>,
     limits: HookLimits,
     log: Log,
 ) {
-    while let Some((request, reply)) = requests.recv().await {
+    let turns = Arc::new(Semaphore::new(limits.jobs.max(1).into()));
+    while let Some(Job { request, on_turn, reply }) = requests.recv().await {
+        let turn = Arc::clone(&turns).acquire_owned().await;
         let (skipped, log) = (skipped.clone(), log.clone());
         let run = tokio_uring::spawn(async move {
+            on_turn();
             // Whoever asked may have stopped waiting.
             let _ = reply.send(run_one(&request, skipped, limits, log).await);
         });
-        // Time is up: the hook goes on by itself.
-        let _ = time::timeout(limits.next_after, run).await;
+        tokio_uring::spawn(async move {
+            // When time is up, the hook goes on by itself.
+            let _ = time::timeout(limits.next_after, run).await;
+            drop(turn);
+        });
     }
 }
 
@@ -211,10 +244,11 @@ async fn run_one(
         return HookOutcome::Skipped;
     }
     let label = format!("{} hook for {}", request.action, request.id);
-    let (mut child, mut output) = match start(request, Output::new(log, label, limits)) {
-        Ok(started) => started,
-        Err(error) => return HookOutcome::NotStarted(error.to_string()),
-    };
+    let (mut child, mut output) =
+        match start(request, limits.open_files, Output::new(log, label, limits)) {
+            Ok(started) => started,
+            Err(error) => return HookOutcome::NotStarted(error.to_string()),
+        };
     let deadline = time::sleep(limits.kill_after);
     tokio::pin!(deadline);
     let outcome = loop {
@@ -244,10 +278,11 @@ async fn run_one(
 /// Starts the hook's shell with its output going to `output`.
 fn start(
     request: &HookRequest,
+    open_files: Option<u64>,
     output: io::Result<(Output, Stdio, Stdio)>,
 ) -> io::Result<(Child, Output)> {
     let (output, stdout, stderr) = output?;
-    let child = command(request)
+    let child = command(request, open_files)
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)
@@ -258,11 +293,15 @@ fn start(
 }
 
 /// The shell's words and environment.
-fn command(request: &HookRequest) -> Command {
+fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
     let HookRequest { action, command, id } = request;
     let action = action.to_string();
     let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(*id, side).to_string());
-    let mut script = command.clone();
+    let mut script = OsString::new();
+    if let Some(limit) = open_files {
+        script.push(format!("ulimit -S -n {limit}; "));
+    }
+    script.push(command);
     script.push(" \"$@\"");
     let mut shell = Command::new("/bin/sh");
     shell.arg("-c").arg(script).arg("gwlbtun");

@@ -112,22 +112,31 @@ impl Life {
             Level::Important,
             format_args!("New interface {gwi} and {gwo} for {called} created."),
         );
-        let created = self.hook(HookAction::Create).await;
-        if control.stopping.get() {
-            control.forget(id, DropReason::Shutdown);
-        } else {
+        let created = self.hook(HookAction::Create, || {}).await;
+        let is_served = !control.stopping.get();
+        if is_served {
             self.attach(&pair, &cells);
             self.until_idle(&cells).await;
-            control.post_all(|_| Command::Closing(self.endpoint));
+        } else {
+            control.forget(id, DropReason::Shutdown);
         }
-        control.log.line(
-            Section::Core,
-            Level::Important,
-            format_args!("Removing interface {gwi} and {gwo} for {called}."),
-        );
-        // There is nothing to undo where CREATE never began.
+        // Other endpoints' hooks may come first: until its own turn this one is served.
+        let (closing, endpoint) = (Rc::clone(&control), self.endpoint);
+        let close = move || {
+            if is_served {
+                closing.post_all(|_| Command::Closing(endpoint));
+            }
+            closing.log.line(
+                Section::Core,
+                Level::Important,
+                format_args!("Removing interface {gwi} and {gwo} for {called}."),
+            );
+        };
         if created {
-            self.hook(HookAction::Destroy).await;
+            self.hook(HookAction::Destroy, close).await;
+        } else {
+            // There is nothing to undo where CREATE never began.
+            close();
         }
         // At the end of the program the workers stop as a whole, and the links go in one request.
         if !control.stopping.get() {
@@ -233,17 +242,21 @@ impl Life {
     }
 
     /// Runs the operator's command for `action`, if there is one. Its failure is told and counted,
-    /// and changes nothing else: traffic goes on, as it did with the reference program. Returns
-    /// whether it is as if it had run: not when it was left out because the program is stopping.
-    async fn hook(&self, action: HookAction) -> bool {
+    /// and changes nothing else: traffic goes on, as it did with the reference program. `on_turn`
+    /// is called before it starts, or when there is none to start. Returns whether it is as if it
+    /// had run: not when it was left out because the program is stopping.
+    async fn hook(&self, action: HookAction, on_turn: impl FnOnce() + 'static) -> bool {
         let hooks = &self.control.settings.hooks;
         let command = match action {
             HookAction::Create => &hooks.create,
             HookAction::Destroy => &hooks.destroy,
         };
-        let Some(command) = command else { return true };
+        let Some(command) = command else {
+            on_turn();
+            return true;
+        };
         let request = HookRequest { action, command: command.clone(), id: self.id };
-        let outcome = self.control.hooks.run(request).await;
+        let outcome = self.control.hooks.run(request, on_turn).await;
         if !outcome.is_success() {
             self.control.status.borrow_mut().hook_failed();
             self.control.log.line(

@@ -98,6 +98,8 @@ pub struct Parts {
     pub wake: Arc<EventFd>,
     /// The permits that the workers take.
     pub admission: Arc<Admission>,
+    /// The soft limit on open files that hooks get, if it is not to be this process's.
+    pub hook_open_files: Option<u64>,
     /// The health port, from [`health::bind`], if the settings have one.
     pub listener: Option<TcpListener>,
     /// The way to the netdev thread. Keep another handle until the workers have ended: the links
@@ -190,8 +192,13 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     let board = Arc::new(Board::default());
     let health = parts.settings.health.zip(parts.listener);
     let settings = parts.settings;
+    let limits = HookLimits {
+        jobs: settings.hooks.jobs,
+        open_files: parts.hook_open_files,
+        ..HookLimits::default()
+    };
     let control = Rc::new(Control {
-        hooks: HookRunner::start(HookLimits::default(), parts.log.clone()),
+        hooks: HookRunner::start(limits, parts.log.clone()),
         status: RefCell::new(Status::new(&settings, Arc::clone(&board), clock::now())),
         registry: RefCell::new(Registry::new(settings.endpoints_max, parts.workers.len())),
         samples: Samples::new(parts.log.clone(), settings.hex_dump),
@@ -267,7 +274,8 @@ impl Control {
         }
     }
 
-    /// Ends every endpoint, with its DESTROY hook. A second signal ends the hooks.
+    /// Ends every endpoint, with its DESTROY hook; each is served until its hook begins. A second
+    /// signal ends the hooks.
     async fn wind_up(self: &Rc<Self>, signals: &mut Signals) {
         self.log.line(Section::Core, Level::Important, format_args!("Shutting down."));
         self.stopping.set(true);

@@ -83,6 +83,7 @@ impl Rig {
                 samples: crossbeam_channel::never(),
                 wake,
                 admission: permits,
+                hook_open_files: None,
                 listener,
                 netdev,
                 log: log_handle,
@@ -477,10 +478,35 @@ fn a_slot_is_not_used_again_while_a_worker_clings_to_it() {
     rig.finish().unwrap();
 }
 
+/// A hook that notes its call and ends when there is a file `go`.
+const WAIT: &str = "wait_for_go() { echo $1 $2 >> @/calls; \
+                    while [ ! -e @/go ]; do sleep 0.05; done; }; wait_for_go";
+
+#[test]
+fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
+    let rig = Rig::start(&["-r", WAIT], || {});
+    let endpoints = [1, 2].map(|id| {
+        rig.announce(0, id);
+        rig.expect_attach(id).endpoint
+    });
+    rig.signal();
+    let closing = |endpoint: EndpointRef| move |command: &Command| matches!(command, Command::Closing(it) if *it == endpoint);
+    rig.expect("the first is closing", 2, closing(endpoints[0]));
+    while rig.hook_calls() != ["DESTROY gwi-1"] {
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    assert!(rig.told.is_empty(), "the second is served while it waits for its turn");
+    let removals = || rig.log_lines().iter().filter(|line| line.starts_with("Removing")).count();
+    assert_eq!(removals(), 1);
+    std::fs::write(rig.directory.join("go"), "").unwrap();
+    rig.expect("the second is closing", 2, closing(endpoints[1]));
+    rig.expect("the end", 2, |command| matches!(command, Command::Stop));
+    assert_eq!(rig.hook_calls(), ["DESTROY gwi-1", "DESTROY gwi-2"]);
+    rig.finish().unwrap();
+}
+
 #[test]
 fn no_create_begins_once_the_end_was_asked_for() {
-    const WAIT: &str = "wait_for_go() { echo $1 $2 >> @/calls; \
-                        while [ ! -e @/go ]; do sleep 0.05; done; }; wait_for_go";
     let rig = Rig::start(&["-c", WAIT, "-r", WAIT], || {});
     rig.announce(0, 1);
     while rig.hook_calls().is_empty() {

@@ -8,19 +8,28 @@ use nix::sys::sysinfo::sysinfo;
 
 use super::Error;
 
-/// Raises the limit on open files to the hard limit, and returns it.
+/// The limit on open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// What it is now.
+    pub limit: u64,
+    /// The soft limit before it was raised, if it was.
+    pub before: Option<u64>,
+}
+
+/// Raises the soft limit on open files to the hard limit.
 ///
 /// The size of a ring's table of registered files is bound by this limit too.
 ///
 /// # Errors
 /// When the kernel refuses, as a seccomp filter could make it.
-pub fn raise_open_files() -> Result<u64, Error> {
+pub fn raise_open_files() -> Result<OpenFiles, Error> {
     let fail = |call| move |errno| Error::new(call, "RLIMIT_NOFILE", errno);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(fail("getrlimit"))?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(fail("setrlimit"))?;
+    let (soft, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(fail("getrlimit"))?;
+    if soft < limit {
+        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map_err(fail("setrlimit"))?;
     }
-    Ok(hard)
+    Ok(OpenFiles { limit, before: (soft < limit).then_some(soft) })
 }
 
 /// Raises the limit on locked memory to the hard limit, and returns it in bytes. Nothing where it
@@ -68,8 +77,12 @@ mod tests {
 
     #[test]
     fn limits_are_plausible() {
-        let files = raise_open_files().unwrap();
-        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (files, files));
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        let raised = |before| Ok(OpenFiles { limit: hard, before });
+        assert_eq!(raise_open_files(), raised(Some(hard - 1)));
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+        assert_eq!(raise_open_files(), raised(None));
         assert!(memory_bytes().unwrap() > 64 << 20);
         if has_capability(CAP_IPC_LOCK) {
             assert_eq!(raise_locked_memory(), Ok(None));

@@ -44,7 +44,13 @@ impl Output {
             pipe: tokio_uring::fs::File::from_std(File::from(OwnedFd::from(reader))),
             open: true,
             buffer: Vec::with_capacity(READ_BYTES),
-            lines: Lines { log, label, partial: Vec::new(), bytes_left: limits.output_bytes },
+            lines: Lines {
+                log,
+                label,
+                partial: Vec::new(),
+                room: Room { bytes: limits.output_bytes, lines: limits.output_lines },
+                is_cut: false,
+            },
         };
         Ok((output, writer.try_clone()?.into(), writer.into()))
     }
@@ -95,27 +101,40 @@ struct Lines {
     log: Log,
     label: String,
     partial: Vec<u8>,
-    bytes_left: usize,
+    room: Room,
+    /// There was more than there was room for.
+    is_cut: bool,
+}
+
+/// What is left of a hook's share of the log.
+struct Room {
+    bytes: usize,
+    lines: usize,
 }
 
 impl Lines {
     fn add(&mut self, bytes: &[u8]) {
-        if self.bytes_left == 0 {
-            return;
-        }
-        let kept = &bytes[..bytes.len().min(self.bytes_left)];
-        self.bytes_left -= kept.len();
-        for &byte in kept {
-            if byte != b'\n' {
-                self.partial.push(byte);
+        for &byte in bytes {
+            if self.is_cut {
+                return;
             }
-            if byte == b'\n' || self.partial.len() == LINE_BYTES_MAX {
-                self.end_line();
-            }
+            self.add_byte(byte);
         }
-        if self.bytes_left == 0 {
+    }
+
+    fn add_byte(&mut self, byte: u8) {
+        if self.room.bytes == 0 || self.room.lines == 0 {
             self.finish();
             self.write("the rest of its output is not logged");
+            self.is_cut = true;
+            return;
+        }
+        self.room.bytes -= 1;
+        if byte != b'\n' {
+            self.partial.push(byte);
+        }
+        if byte == b'\n' || self.partial.len() == LINE_BYTES_MAX {
+            self.end_line();
         }
     }
 
@@ -127,6 +146,7 @@ impl Lines {
 
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.partial);
+        self.room.lines = self.room.lines.saturating_sub(1);
         self.write(&String::from_utf8_lossy(&line));
     }
 

@@ -1,5 +1,9 @@
 //! The runner against a real shell.
 
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use super::*;
 use crate::log::LogThread;
 use crate::log::Thresholds;
@@ -44,6 +48,7 @@ fn short() -> HookLimits {
         next_after: Duration::from_millis(200),
         kill_after: Duration::from_millis(600),
         output_bytes: 1000,
+        ..HookLimits::default()
     }
 }
 
@@ -51,7 +56,7 @@ fn short() -> HookLimits {
 fn run(command: &str, limits: HookLimits) -> (HookOutcome, Vec<String>) {
     let paper = Paper::new();
     let outcome = tokio_uring::start(async {
-        HookRunner::start(limits, paper.log.clone()).run(request(command)).await
+        HookRunner::start(limits, paper.log.clone()).run(request(command), || {}).await
     });
     (outcome, paper.lines())
 }
@@ -125,6 +130,34 @@ fn environment() {
     assert_eq!(lines, ["CREATE gwi-887epl1uMf gwo-887epl1uMf vpce-00123456789abcdef path clean"]);
 }
 
+/// Fields of a `/proc/<pid>/status`.
+fn fields(status: &str) -> HashMap<&str, &str> {
+    status.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k, v.trim())).collect()
+}
+
+#[test]
+fn the_rest_of_what_a_process_inherits() {
+    let (_, lines) = run("cat /proc/self/status; :", HookLimits::default());
+    let (theirs, ours) = (lines.join("\n"), std::fs::read_to_string("/proc/thread-self/status"));
+    let (theirs, ours) = (fields(&theirs), ours.unwrap());
+    let ours = fields(&ours);
+    let mask = |field| u64::from_str_radix(theirs[field], 16).unwrap();
+    let sigpipe = 1 << (Signal::SIGPIPE as i32 - 1);
+    assert_eq!(mask("SigBlk"), 0);
+    assert_eq!(mask("SigIgn") & sigpipe, 0, "a hook's pipelines end as in any shell");
+    for field in ["Umask", "Cpus_allowed_list", "Uid", "Gid", "CapBnd"] {
+        assert_eq!(theirs[field], ours[field], "{field}");
+    }
+    let script = "pwd; nice; cat /proc/self/oom_score_adj; ulimit -S -n; ulimit -H -n; :";
+    let here = std::process::Command::new("sh").args(["-c", script]).output().unwrap();
+    let here = String::from_utf8(here.stdout).unwrap();
+    let (_, lines) = run(script, HookLimits::default());
+    assert_eq!(lines, here.lines().collect::<Vec<_>>());
+    let limits = HookLimits { open_files: Some(77), ..HookLimits::default() };
+    let (_, lines) = run(script, limits);
+    assert_eq!((lines[3].as_str(), here.lines().nth(4)), ("77", Some(lines[4].as_str())));
+}
+
 #[test]
 fn one_that_hangs_is_killed_with_its_group() {
     let (outcome, lines) = run("echo $$; sleep 60 & echo $!; wait; :", short());
@@ -142,10 +175,10 @@ fn one_that_hangs_delays_the_next_and_does_not_stop_it() {
         let runner = HookRunner::start(short(), paper.log.clone());
         let hanging = tokio_uring::spawn({
             let runner = runner.clone();
-            async move { runner.run(request("echo first; sleep 60; :")).await }
+            async move { runner.run(request("echo first; sleep 60; :"), || {}).await }
         });
         tokio::task::yield_now().await;
-        assert!(runner.run(request("echo second; :")).await.is_success());
+        assert!(runner.run(request("echo second; :"), || {}).await.is_success());
         assert!(!hanging.is_finished());
         assert_eq!(hanging.await.unwrap(), HookOutcome::TimedOut);
     });
@@ -160,12 +193,47 @@ fn hooks_run_one_after_the_other() {
         let run = |name| {
             let command = format!("echo {name} starts; sleep 0.05; echo {name} ends; :");
             let runner = runner.clone();
-            async move { runner.run(request(&command)).await }
+            async move { runner.run(request(&command), || {}).await }
         };
         tokio::join!(run("a"), run("b"), run("c"));
     });
     let expected = ["a starts", "a ends", "b starts", "b ends", "c starts", "c ends"];
     assert_eq!(paper.lines(), expected);
+}
+
+/// Runs six hooks and tells how many of them had begun and not ended, at most.
+fn most_at_a_time(jobs: u16) -> u32 {
+    let paper = Paper::new();
+    let (now, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    tokio_uring::start(async {
+        let runner =
+            HookRunner::start(HookLimits { jobs, ..HookLimits::default() }, paper.log.clone());
+        let hooks: Vec<_> = (0..6)
+            .map(|_| {
+                let (runner, now, most) = (runner.clone(), Rc::clone(&now), Rc::clone(&most));
+                tokio_uring::spawn(async move {
+                    let begins = Rc::clone(&now);
+                    let on_turn = move || {
+                        begins.set(begins.get() + 1);
+                        most.set(most.get().max(begins.get()));
+                    };
+                    let outcome = runner.run(request("sleep 0.1;:"), on_turn).await;
+                    now.set(now.get() - 1);
+                    outcome
+                })
+            })
+            .collect();
+        for hook in hooks {
+            assert!(hook.await.unwrap().is_success());
+        }
+    });
+    assert_eq!(now.get(), 0, "each had its turn once");
+    most.get()
+}
+
+#[test]
+fn as_many_at_a_time_as_there_are_jobs() {
+    assert_eq!([1, 2, 4].map(most_at_a_time), [1, 2, 4]);
 }
 
 #[test]
@@ -175,7 +243,7 @@ fn a_daemon_with_the_pipe_delays_nothing_and_is_heard() {
     tokio_uring::start(async {
         let runner = HookRunner::start(limits, paper.log.clone());
         let script = "(sleep 0.3; echo late; exec sleep 60) & echo $!; :";
-        assert!(runner.run(request(script)).await.is_success());
+        assert!(runner.run(request(script), || {}).await.is_success());
         time::sleep(Duration::from_millis(800)).await;
     });
     let lines = paper.lines();
@@ -195,6 +263,11 @@ fn output_is_capped_and_cut_into_lines() {
     let bytes: usize = numbers.iter().map(|line| line.len() + 1).sum();
     assert!((999..=1001).contains(&bytes), "{bytes}");
 
+    let (_, lines) = run("seq 500; :", HookLimits::default());
+    assert_eq!((lines.len(), lines[499].as_str()), (500, "500"));
+    let (_, lines) = run("seq 501; :", HookLimits::default());
+    assert_eq!((lines.len(), lines[500].as_str()), (501, "the rest of its output is not logged"));
+
     let (_, lines) = run("printf %1500d 5; printf '\\nx' 1>&2; :", HookLimits::default());
     let lengths: Vec<_> = lines.iter().map(String::len).collect();
     assert_eq!(lengths, [1024, 476, 1]);
@@ -203,20 +276,25 @@ fn output_is_capped_and_cut_into_lines() {
 #[test]
 fn a_second_request_to_stop_ends_the_waiting() {
     let paper = Paper::new();
+    let turns = Rc::new(Cell::new(0));
     tokio_uring::start(async {
         let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let runner = runner.clone();
-                tokio_uring::spawn(async move { runner.run(request("sleep 60;:")).await })
+                let turns = Rc::clone(&turns);
+                let on_turn = move || turns.set(turns.get() + 1);
+                tokio_uring::spawn(async move { runner.run(request("sleep 60;:"), on_turn).await })
             })
             .collect();
         time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(turns.get(), 1);
         runner.skip_all();
         for hook in waiting {
             assert_eq!(hook.await.unwrap(), HookOutcome::Skipped);
         }
-        assert_eq!(runner.run(request("true")).await, HookOutcome::Skipped);
+        assert_eq!(turns.get(), 3, "those that are left out are told too");
+        assert_eq!(runner.run(request("true"), || {}).await, HookOutcome::Skipped);
     });
     assert_eq!(paper.lines(), [""; 0]);
 }
@@ -233,7 +311,7 @@ fn a_daemon_that_writes_without_end_does_not_keep_the_hook_from_ending() {
     let paper = Paper::new();
     tokio_uring::start(async {
         let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
-        let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"));
+        let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"), || {});
         let outcome = time::timeout(Duration::from_secs(10), run).await;
         assert!(outcome.expect("the shell has ended").is_success());
     });
