@@ -21,6 +21,8 @@ use crate::control;
 use crate::control::Parts;
 use crate::control::WorkerLink;
 use crate::control::health;
+use crate::control::hooks;
+use crate::control::hooks::HookCommands;
 use crate::control::netdev;
 use crate::flow::FlowTable;
 use crate::flow::HashSeed;
@@ -76,6 +78,7 @@ const END_MAX: Duration = Duration::from_secs(2);
 
 /// What the host has shown to be able to do.
 struct Proven {
+    hook_commands: HookCommands,
     /// The soft limit on open files at the start, if it was raised.
     open_files_before: Option<u64>,
     driver: DriverPlan,
@@ -124,6 +127,7 @@ fn announce_features(plan: DriverPlan, log: &Log) {
 
 /// Tries everything that the program cannot do without, for real.
 fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> {
+    let hook_commands = hooks::check(&settings.hooks)?;
     let open_files = limits::raise_open_files()?;
     let budget = divide_open_files(open_files.limit, settings)?;
     let locked_bytes = limits::raise_locked_memory()?;
@@ -144,7 +148,7 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
-    Ok(Proven { open_files_before: open_files.before, driver, receivers, listener })
+    Ok(Proven { hook_commands, open_files_before: open_files.before, driver, receivers, listener })
 }
 
 /// Limits the endpoints to what the limit on open files carries.
@@ -165,7 +169,7 @@ fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, Star
 }
 
 fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
-    let Proven { open_files_before, driver, receivers, listener } = proven;
+    let Proven { hook_commands, open_files_before, driver, receivers, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(admission(settings.endpoints_max, workers));
@@ -210,6 +214,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         samples: samples_inbox,
         wake: control_wake,
         admission,
+        hook_commands,
         hook_open_files: open_files_before,
         listener,
         netdev: netdev.clone(),

@@ -1,8 +1,9 @@
 //! Hooks: the operator's commands in the life of an endpoint, off the packet path.
 //!
 //! A hook is `/bin/sh -c '<command> "$@"'` with the reference program's four arguments, so a
-//! command with words or shell syntax works as before. The arguments come from fixed alphabets;
-//! nothing a packet carries reaches a shell as syntax.
+//! command with words or shell syntax works as before; a command that is the path of a file is
+//! that file, blanks or not. The arguments come from fixed alphabets; nothing a packet carries
+//! reaches a shell as syntax. [`check`] refuses at the start what could never run.
 //!
 //! - One at a time, in order, because the scripts in use edit shared files; more at a time on
 //!   request. The next starts when one before it ended, or after 5 s: one that hangs delays, but
@@ -21,7 +22,13 @@
 //! [`HookRequest`] and [`HookOutcome`] are plain data, so that another process may do the running
 //! one day.
 
+mod check;
 mod output;
+
+pub use check::HookCommand;
+pub use check::HookCommands;
+pub use check::HookError;
+pub use check::check;
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -76,8 +83,8 @@ impl fmt::Display for HookAction {
 pub struct HookRequest {
     /// The first argument.
     pub action: HookAction,
-    /// The command as the operator wrote it.
-    pub command: OsString,
+    /// The command as the operator wrote it, and what it is.
+    pub command: HookCommand,
     /// The endpoint, which gives the other arguments.
     pub id: EndpointId,
 }
@@ -301,10 +308,19 @@ fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
     if let Some(limit) = open_files {
         script.push(format!("ulimit -S -n {limit}; "));
     }
-    script.push(command);
+    let name = match command {
+        HookCommand::Shell(words) => {
+            script.push(words);
+            OsStr::new("gwlbtun")
+        }
+        HookCommand::File(path) => {
+            script.push("\"$0\"");
+            path
+        }
+    };
     script.push(" \"$@\"");
     let mut shell = Command::new("/bin/sh");
-    shell.arg("-c").arg(script).arg("gwlbtun");
+    shell.arg("-c").arg(script).arg(name);
     shell.args([&action, &gwi, &gwo, &id.to_string()]);
     for (name, _) in std::env::vars_os() {
         if is_ours_alone(&name) {

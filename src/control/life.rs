@@ -246,7 +246,7 @@ impl Life {
     /// is called before it starts, or when there is none to start. Returns whether it is as if it
     /// had run: not when it was left out because the program is stopping.
     async fn hook(&self, action: HookAction, on_turn: impl FnOnce() + 'static) -> bool {
-        let hooks = &self.control.settings.hooks;
+        let hooks = &self.control.hook_commands;
         let command = match action {
             HookAction::Create => &hooks.create,
             HookAction::Destroy => &hooks.destroy,

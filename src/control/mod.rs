@@ -64,6 +64,7 @@ use crate::worker::mailbox::Mailbox;
 use crate::worker::mailbox::Policy;
 use crate::worker::mailbox::Sample;
 use health::Board;
+use hooks::HookCommands;
 use hooks::HookLimits;
 use hooks::HookRunner;
 use life::Life;
@@ -98,6 +99,8 @@ pub struct Parts {
     pub wake: Arc<EventFd>,
     /// The permits that the workers take.
     pub admission: Arc<Admission>,
+    /// The settings' hooks, from [`hooks::check`].
+    pub hook_commands: HookCommands,
     /// The soft limit on open files that hooks get, if it is not to be this process's.
     pub hook_open_files: Option<u64>,
     /// The health port, from [`health::bind`], if the settings have one.
@@ -144,6 +147,7 @@ struct Control {
     netdev: netdev::Handle,
     hooks: HookRunner,
     samples: Samples,
+    hook_commands: HookCommands,
     log: Log,
     status: RefCell<Status>,
     registry: RefCell<Registry>,
@@ -199,6 +203,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     };
     let control = Rc::new(Control {
         hooks: HookRunner::start(limits, parts.log.clone()),
+        hook_commands: parts.hook_commands,
         status: RefCell::new(Status::new(&settings, Arc::clone(&board), clock::now())),
         registry: RefCell::new(Registry::new(settings.endpoints_max, parts.workers.len())),
         samples: Samples::new(parts.log.clone(), settings.hex_dump),

@@ -76,13 +76,15 @@ impl Rig {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
             prepare();
             let (netdev, netdev_thread) = netdev::spawn().unwrap();
+            let settings = Arc::new(settings);
             let outcome = run(Parts {
-                settings: Arc::new(settings),
+                settings: Arc::clone(&settings),
                 workers: workers.into(),
                 events: event_queue,
                 samples: crossbeam_channel::never(),
                 wake,
                 admission: permits,
+                hook_commands: hooks::check(&settings.hooks).unwrap(),
                 hook_open_files: None,
                 listener,
                 netdev,

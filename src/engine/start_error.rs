@@ -2,12 +2,16 @@
 //! tells a supervisor which kind it is.
 
 use crate::control::ControlError;
+use crate::control::hooks::HookError;
 use crate::sys;
 use crate::sys::Errno;
 
 /// Why the program cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A hook could not run, or any user could change it.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The health check port cannot be had.
     #[error("cannot listen for health checks: {error}; {remedy}")]
     HealthPort {
@@ -77,11 +81,11 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit code: 1 health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
+    /// The exit code: 1 hook or health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
     /// 5 `io_uring`, at start or later.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::HealthPort { .. } | Self::Host(_) => 1,
+            Self::Hook(_) | Self::HealthPort { .. } | Self::Host(_) => 1,
             Self::Permission { .. } => 2,
             Self::Missing { .. } | Self::OpenFiles { .. } | Self::LockedMemory { .. } => 3,
             Self::UdpPort(_) => 4,

@@ -37,7 +37,7 @@ impl Paper {
 fn request(command: &str) -> HookRequest {
     HookRequest {
         action: HookAction::Create,
-        command: command.into(),
+        command: HookCommand::Shell(command.into()),
         id: EndpointId(0x0123_4567_89ab_cdef),
     }
 }
@@ -92,6 +92,24 @@ fn arguments_and_exit_status() {
     assert!(lines[0].contains("/nonexistent/hook"), "{lines:?}");
     let (outcome, _) = run("kill -9 $$;", limits);
     assert_eq!(outcome, HookOutcome::Signalled(9));
+}
+
+#[test]
+fn a_path_with_blanks_is_run_as_it_is() {
+    let template = std::env::temp_dir().join("gwlbtun hook $HOME XXXXXX");
+    let (file, path) = nix::unistd::mkstemp(&template).unwrap();
+    drop(file);
+    std::fs::write(&path, "#!/bin/sh\necho \"$# $1\"; ulimit -S -n\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&path, mode).unwrap();
+    let paper = Paper::new();
+    let limits = HookLimits { open_files: Some(99), ..HookLimits::default() };
+    let file = HookRequest { command: HookCommand::File(path.clone().into()), ..request("") };
+    let outcome = tokio_uring::start(async {
+        HookRunner::start(limits, paper.log.clone()).run(file, || {}).await
+    });
+    std::fs::remove_file(path).unwrap();
+    assert_eq!((outcome.is_success(), paper.lines()), (true, vec!["4 CREATE".into(), "99".into()]));
 }
 
 #[test]
