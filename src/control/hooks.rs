@@ -314,7 +314,8 @@ fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
             OsStr::new("gwlbtun")
         }
         HookCommand::File(path) => {
-            script.push("\"$0\"");
+            // In the shell's place: how it ends is then told as it is.
+            script.push("exec \"$0\"");
             path
         }
     };

@@ -492,8 +492,10 @@ fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
         rig.expect_attach(id).endpoint
     });
     rig.signal();
-    let closing = |endpoint: EndpointRef| move |command: &Command| matches!(command, Command::Closing(it) if *it == endpoint);
-    rig.expect("the first is closing", 2, closing(endpoints[0]));
+    let expect_closing = |what, endpoint: EndpointRef| {
+        rig.expect(what, 2, |command| matches!(command, Command::Closing(it) if *it == endpoint));
+    };
+    expect_closing("the first is closing", endpoints[0]);
     while rig.hook_calls() != ["DESTROY gwi-1"] {
         thread::park_timeout(Duration::from_millis(20));
     }
@@ -501,7 +503,7 @@ fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
     let removals = || rig.log_lines().iter().filter(|line| line.starts_with("Removing")).count();
     assert_eq!(removals(), 1);
     std::fs::write(rig.directory.join("go"), "").unwrap();
-    rig.expect("the second is closing", 2, closing(endpoints[1]));
+    expect_closing("the second is closing", endpoints[1]);
     rig.expect("the end", 2, |command| matches!(command, Command::Stop));
     assert_eq!(rig.hook_calls(), ["DESTROY gwi-1", "DESTROY gwi-2"]);
     rig.finish().unwrap();

@@ -1,4 +1,6 @@
 //! Endpoints come and go: hooks in order, nothing lost for others, nothing left behind.
+//!
+//! A test that begins with `b` and a number is about that bug of the reference program.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::sim::gwlb::Config;
 use crate::support::clock::Deadline;
+use crate::support::clock::Stopwatch;
 use crate::support::clock::wait_for;
 use crate::support::clock::wait_until;
 use crate::support::engine::Engine;
@@ -170,6 +173,49 @@ fn descriptors_threads_and_links_are_the_same_after_endpoints_went() {
     injector.assert_clean();
 }
 
+#[test]
+fn b03_one_way_traffic_keeps_an_endpoint() {
+    let lab = Lab::new(0, Config::default());
+    // Without a hook that sends packets back, nothing is ever read from the links.
+    let engine = Engine::start(&lab, &["-t", "2"]);
+    let mut injector = lab.injector();
+    let over = Deadline::after(Duration::from_secs(6));
+    let mut sequence = 0;
+    while !over.is_over() {
+        sequence += 1;
+        injector.send(endpoint_id(0), &packets::ping(V4, sequence, b"one way"));
+        assert_eq!(injector.receive(Duration::from_millis(50)), None);
+    }
+    assert_eq!(engine.links(), [GWI[0], GWO[0]]);
+    wait_until("silence ends it", || engine.links().is_empty());
+    assert_eq!(engine.log().matches("New interface").count(), 1, "it was there all the time");
+    injector.assert_clean();
+}
+
+#[test]
+fn b05_after_teardown_and_return_every_reply_comes_back() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &["-t", "1", "--workers", "2"]);
+    let mut injector = lab.injector();
+    let flows: Vec<_> =
+        (0..200).map(|port| packets::udp(V4, (4000 + port, 53), &port.to_be_bytes())).collect();
+    for _ in 0..3 {
+        for inner in &flows {
+            injector.exchange(endpoint_id(0), inner);
+        }
+        for link in [GWI[0], GWO[0]] {
+            let script = format!("ls /sys/class/net/{link}/queues");
+            let queues = run(&lab.topology.target(), "sh", &["-c", &script]);
+            assert_eq!(queues.split_whitespace().collect::<Vec<_>>(), QUEUES_OF_TWO);
+        }
+        wait_until("the links go", || engine.links().is_empty());
+    }
+    injector.assert_clean();
+}
+
+/// What a link of two workers has.
+const QUEUES_OF_TWO: [&str; 4] = ["rx-0", "rx-1", "tx-0", "tx-1"];
+
 /// Somebody deletes one link of an endpoint under the engine.
 fn a_deleted_link_hurts_one_endpoint_only(args: &[&str]) {
     let lab = Lab::new(0, Config::default());
@@ -228,13 +274,49 @@ fn a_signal_ends_it_cleanly(signal: Signal) {
 }
 
 #[test]
-fn sigterm_ends_it_cleanly() {
+fn b18_sigterm_runs_destroy_once_and_ends_it_cleanly() {
     a_signal_ends_it_cleanly(Signal::SIGTERM);
 }
 
 #[test]
-fn sigint_ends_it_cleanly() {
+fn sigint_runs_destroy_once_and_ends_it_cleanly() {
     a_signal_ends_it_cleanly(Signal::SIGINT);
+}
+
+/// Ends a program with 100 endpoints and tells how long that took; nothing is left of it.
+fn a_hundred_endpoints_end(what: &str, destroy: Option<&str>) {
+    let lab = Lab::new(0, Config::default());
+    let log = lab.scratch.file("destroyed");
+    let hook = destroy.map(|command| format!("echo >>{}; {command}", log.display()));
+    let args = hook.as_ref().map_or_else(Vec::new, |hook| vec!["-r", hook.as_str()]);
+    let mut engine = Engine::start(&lab, &args);
+    let mut injector = lab.injector();
+    for endpoint in 0..100 {
+        injector.send(endpoint_id(endpoint), &packets::ping(V4, 1, b"begin"));
+    }
+    wait_until("all links", || engine.log().matches("New interface").count() == 100);
+    let watch = Stopwatch::start();
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    eprintln!("100 endpoints, {what}: ended after {:?}", watch.elapsed());
+    assert_eq!(lines(&log).len(), if destroy.is_some() { 100 } else { 0 });
+    assert!(tunnel_links(&lab.topology.target()).is_empty());
+    injector.assert_clean();
+}
+
+#[test]
+fn b17_a_hundred_endpoints_end_without_a_hook() {
+    a_hundred_endpoints_end("no hook", None);
+}
+
+#[test]
+fn b17_a_hundred_endpoints_end_with_a_quick_hook() {
+    a_hundred_endpoints_end("a quick hook", Some(":"));
+}
+
+#[test]
+fn b17_a_hundred_endpoints_end_with_a_hook_of_50_ms() {
+    a_hundred_endpoints_end("a hook of 50 ms", Some("sleep 0.05;"));
 }
 
 #[test]
@@ -249,7 +331,7 @@ fn a_failing_hook_stops_no_packet() {
 }
 
 #[test]
-fn a_hook_that_hangs_and_chatters_disturbs_nobody_else() {
+fn b08_a_hook_that_hangs_and_chatters_disturbs_nobody_else() {
     let lab = Lab::new(0, Config::default());
     let (script, release) = (lab.scratch.file("hook.sh"), lab.scratch.file("release"));
     // For endpoint 1 it hangs, leaves a daemon, forks and writes; the others it serves at once.

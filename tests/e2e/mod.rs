@@ -5,8 +5,9 @@
 //! | [`hosts`] | clients and servers of every day over passthrough |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
 //! | [`headers`] | which GENEVE header a packet returns in |
+//! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
+//! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
 //! | [`http`] | the health port's HTTP |
-//! | [`lifecycle`] | hooks, teardown, re-creation, signals, nothing left |
 //! | [`crowds`] | the health port among clients that mean no good |
 //! | [`health`] | the health port and the drop counters on it |
 //! | [`start`] | exit status when it cannot start |
@@ -21,6 +22,7 @@ mod cli;
 mod crowds;
 mod headers;
 mod health;
+mod hooks;
 mod hosts;
 mod http;
 mod lifecycle;

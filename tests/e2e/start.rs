@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::process::Stdio;
 
@@ -13,6 +14,7 @@ use nix::unistd::Pid;
 
 use crate::sim::gwlb::Config;
 use crate::support::clock::wait_until;
+use crate::support::engine::Engine;
 use crate::support::engine::PROGRAM;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
@@ -112,6 +114,27 @@ fn a_missing_tun_device_is_status_3() {
     let script = r#"mount -t tmpfs none /dev/net && exec "$@""#;
     let without = ["unshare", "--mount", "sh", "-c", script, "without-tun"];
     expect_refusal(&mut engine(&lab, &without, &[]), 3, "/dev/net/tun");
+}
+
+#[test]
+fn a_hook_that_cannot_run_is_status_1() {
+    let lab = Lab::new(0, Config::default());
+    let hook = lab.scratch.file("hook");
+    let path = hook.to_str().expect("UTF-8");
+    for flag in ["-c", "-r"] {
+        expect_refusal(&mut engine(&lab, &[], &[flag, path]), 1, "cannot be found");
+    }
+    std::fs::write(&hook, "#!/bin/sh\n").expect("a hook");
+    let chmod = |mode| std::fs::set_permissions(&hook, PermissionsExt::from_mode(mode));
+    chmod(0o644).expect("chmod");
+    let with_words = format!("{path} --verbose");
+    expect_refusal(&mut engine(&lab, &[], &["-c", &with_words]), 1, "chmod +x");
+    chmod(0o777).expect("chmod");
+    expect_refusal(&mut engine(&lab, &[], &["-r", path]), 1, "--allow-insecure-hooks");
+    drop(Engine::start(&lab, &["--allow-insecure-hooks", "-r", path]));
+    let directory = format!("{path}.d");
+    std::fs::create_dir(&directory).expect("a directory");
+    expect_refusal(&mut engine(&lab, &[], &["-c", &directory]), 1, "is no file");
 }
 
 #[test]

@@ -104,6 +104,13 @@ impl Engine {
         Self::launch(lab, &mut Self::command_under(lab, wrapper, args))
     }
 
+    /// Starts from a shell that runs `preparation` before it becomes the program.
+    pub(crate) fn start_from_shell(lab: &Lab, preparation: &str, args: &[&str]) -> Self {
+        let script = format!("{preparation}; exec \"$@\"");
+        let shell = ["sh", "-c", &script, "start"];
+        Self::start_under(lab, &shell, &[&["-p", "8080"], args].concat())
+    }
+
     /// Starts a command that ends in the program, and waits for the first health answer at 8080.
     pub(crate) fn launch(lab: &Lab, command: &mut Command) -> Self {
         Self::launch_on(lab, HEALTH_PORT, command)
