@@ -485,11 +485,11 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// After this the kernel uses none of the memory that is about to be unmapped, however the
-    /// worker came to its end.
+    /// After this the kernel uses none of the memory that is about to be unmapped, and no file
+    /// that was registered, however the worker came to its end.
     fn drop(&mut self) {
         self.ring.cancel_everything();
-        self.ring.let_go_of_files();
+        self.ring.close_files();
     }
 }
 

@@ -110,11 +110,12 @@ impl Ring {
         let _ = self.uring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
     }
 
-    /// Lets go of the registered files at once. The kernel takes a ring apart some time after the
-    /// process has ended, and a receive socket that lives on until then keeps its place among
-    /// those of the port: the next process would lose the datagrams that it gets.
-    pub(super) fn let_go_of_files(&self) {
-        // Where none are registered there is nothing to let go of.
+    /// Lets go of all registered files, and is done when they are closed. The end of a ring does
+    /// that too, but in the background and after the end of the process: until then its sockets
+    /// would take datagrams that are meant for the next process.
+    pub(super) fn close_files(&mut self) {
+        // What was cancelled gives its file back when its completion is worked off.
+        let _ = self.enter(Duration::ZERO);
         let _ = self.uring.submitter().unregister_files();
     }
 

@@ -233,6 +233,10 @@ fn b19_a_daemon_of_a_hook_holds_neither_port() {
     let mut held: Vec<_> = held.map(|entry| entry.unwrap().file_name()).collect();
     held.sort();
     assert_eq!(held, ["0", "1", "2"]);
+    // Nor does a ring of the past, which the kernel takes down in the background.
+    let sockets = || std::fs::read_to_string("/proc/thread-self/net/udp");
+    let sockets = lab.topology.target().enter(sockets).unwrap();
+    assert!(sockets.contains("local_address") && !sockets.contains(":17C1 "), "{sockets}");
     // It starts and answers at once, and every packet reaches it: none goes to a socket of the
     // past.
     let scene = Scene::begin(&lab, PASSTHROUGH);

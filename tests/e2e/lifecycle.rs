@@ -236,7 +236,8 @@ fn a_deleted_link_hurts_one_endpoint_only(args: &[&str]) {
         engine.links() == [GWI[1], GWO[1]]
     });
     ping_through(&mut injector, 0, 1);
-    assert_eq!(engine.links().len(), 4);
+    let links = engine.links();
+    assert!([GWI[0], GWO[0]].iter().all(|link| links.iter().any(|it| it == link)), "{links:?}");
     injector.assert_clean();
 }
 
