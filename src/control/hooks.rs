@@ -320,7 +320,7 @@ fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
         }
     };
     script.push(" \"$@\"");
-    let mut shell = Command::new("/bin/sh");
+    let mut shell = Command::new(check::SHELL);
     shell.arg("-c").arg(script).arg(name);
     shell.args([&action, &gwi, &gwo, &id.to_string()]);
     for (name, _) in std::env::vars_os() {

@@ -138,6 +138,14 @@ fn a_hook_that_cannot_run_is_status_1() {
 }
 
 #[test]
+fn hooks_without_a_shell_are_status_1() {
+    let lab = Lab::new(0, Config::default());
+    let script = r#"mount --bind /dev/null /bin/sh && exec "$@""#;
+    let without = ["unshare", "--mount", "sh", "-c", script, "without-shell"];
+    expect_refusal(&mut engine(&lab, &without, &["-c", "true"]), 1, "/bin/sh");
+}
+
+#[test]
 fn a_taken_udp_port_is_status_4() {
     let lab = Lab::new(0, Config::default());
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081));

@@ -10,10 +10,11 @@
 //! | begins with a word that has a `/` and no shell syntax | the program of that name |
 //! | anything else: `sh hook`, `true`, `exec /hook`, `A=1 /hook`, `"/my hook"` | nothing |
 //!
-//! Judged are: the file is there, is a file, may be executed, and so may the interpreter of its
-//! `#!` line; and neither the file nor a directory on the way to it can be changed by any user of
-//! the host. The way is walked as the kernel walks it, through symbolic links. In a directory with
-//! the sticky bit others cannot replace a file that is there.
+//! The shell itself must be there, which it is not in every container. Judged are: the file is
+//! there, is a file, may be executed, and so may the interpreter of its `#!` line; and neither the
+//! file nor a directory on the way to it can be changed by any user of the host. The way is walked
+//! as the kernel walks it, through symbolic links. In a directory with the sticky bit others
+//! cannot replace a file that is there.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -31,6 +32,9 @@ use nix::unistd::AccessFlags;
 use nix::unistd::eaccess;
 
 use crate::settings::Hooks;
+
+/// What runs every hook.
+pub(super) const SHELL: &str = "/bin/sh";
 
 /// Bits of a file's mode (inode(7)): others may write; the sticky bit.
 const OTHERS_WRITE: u32 = 0o002;
@@ -83,6 +87,8 @@ enum Problem {
     NotAFile,
     #[error("cannot be executed: {0}; chmod +x it, or mount its file system without noexec")]
     NotExecutable(&'static str),
+    #[error("hooks need this shell, and it cannot be executed: {0}; install one")]
+    NoShell(&'static str),
     #[error("its first line asks for {0:?}, which cannot be executed: {1}; correct that line")]
     Interpreter(PathBuf, &'static str),
     #[error(
@@ -99,6 +105,10 @@ enum Problem {
 pub fn check(hooks: &Hooks) -> Result<HookCommands, HookError> {
     let judge = |flag, command: &Option<OsString>| {
         let Some(command) = command else { return Ok(None) };
+        eaccess(SHELL, AccessFlags::X_OK).map_err(|errno| {
+            let problem = Problem::NoShell(errno.desc());
+            HookError { flag, path: SHELL.into(), problem }
+        })?;
         let whole = is_whole_path(command);
         let program = if whole { Some(Path::new(command)) } else { first_word(command) };
         if let Some(path) = program {
