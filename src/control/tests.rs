@@ -234,10 +234,7 @@ fn an_endpoint_lives_idles_away_lives_again_and_ends_with_the_program() {
     assert!(rig.admission.admit(clock::now()).is_ok(), "the second announcement's permit is back");
     rig.admission.release();
 
-    let closing = |command: &Command| matches!(command, Command::Closing(it) if *it == first);
-    rig.expect("idle: Closing", 2, closing);
-    let detach = |command: &Command| matches!(command, Command::Detach(it) if *it == first);
-    rig.expect("idle: Detach", 2, detach);
+    expect_idle(&rig, first);
     assert_eq!(rig.hook_calls()[1..], ["DESTROY gwi-1 00000000000000001 2"]);
 
     rig.announce(1, 1);
@@ -484,6 +481,10 @@ fn a_slot_is_not_used_again_while_a_worker_clings_to_it() {
 const WAIT: &str = "wait_for_go() { echo $1 $2 >> @/calls; \
                     while [ ! -e @/go ]; do sleep 0.05; done; }; wait_for_go";
 
+fn is_closing(command: &Command, endpoint: EndpointRef) -> bool {
+    matches!(command, Command::Closing(it) if *it == endpoint)
+}
+
 #[test]
 fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
     let rig = Rig::start(&["-r", WAIT], || {});
@@ -492,10 +493,7 @@ fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
         rig.expect_attach(id).endpoint
     });
     rig.signal();
-    let expect_closing = |what, endpoint: EndpointRef| {
-        rig.expect(what, 2, |command| matches!(command, Command::Closing(it) if *it == endpoint));
-    };
-    expect_closing("the first is closing", endpoints[0]);
+    rig.expect("the first is closing", 2, |command| is_closing(command, endpoints[0]));
     while rig.hook_calls() != ["DESTROY gwi-1"] {
         thread::park_timeout(Duration::from_millis(20));
     }
@@ -503,8 +501,9 @@ fn at_the_end_each_endpoint_is_served_until_its_own_destroy_begins() {
     let removals = || rig.log_lines().iter().filter(|line| line.starts_with("Removing")).count();
     assert!(removals() < 2, "the log's thread takes its time");
     std::fs::write(rig.directory.join("go"), "").unwrap();
-    expect_closing("the second is closing", endpoints[1]);
-    rig.expect("the end", 2, |command| matches!(command, Command::Stop));
+    rig.expect("the second is closing, and the end", 4, |command| {
+        is_closing(command, endpoints[1]) || matches!(command, Command::Stop)
+    });
     assert_eq!(rig.hook_calls(), ["DESTROY gwi-1", "DESTROY gwi-2"]);
     rig.finish().unwrap();
 }
