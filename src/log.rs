@@ -170,6 +170,11 @@ impl Log {
         }
     }
 
+    /// Logs a line that no threshold keeps out.
+    pub fn always(&self, section: Section, level: Level, text: fmt::Arguments<'_>) {
+        self.enqueue(section, level, text.to_string());
+    }
+
     /// Whether lines of `section` and `level` are written at all.
     pub fn shows(&self, section: Section, level: Level) -> bool {
         level <= self.shared.thresholds.of(section)
@@ -387,16 +392,18 @@ mod tests {
         let page = Page::default();
         let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
         log.line(Section::Core, Level::Debug, format_args!("hidden"));
+        log.always(Section::Core, Level::Debug, format_args!("a hook's words"));
         log.event(Section::Udp, Level::DebugDetail, "x", format_args!("hidden"));
         log.line(Section::Tunnel, Level::Info, format_args!("shown"));
         thread.finish();
         let lines = lines(&page);
-        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(lines[0].ends_with(
             "(core,important) : : Logging thread started. Configuration:core=info  udp=info  \
              geneve=info  tunnel=info  healthcheck=info  "
         ));
-        assert!(lines[1].ends_with("(tunnel,info) : : shown"));
+        assert!(lines[1].ends_with("(core,debug) : : a hook's words"));
+        assert!(lines[2].ends_with("(tunnel,info) : : shown"));
     }
 
     #[test]

@@ -307,3 +307,13 @@ fn b14_only_the_log_knows_the_wall_clock() {
     }
     complaints.expect_none();
 }
+/// Every bug of the reference that facts about it list is a test by its number.
+#[test]
+fn every_bug_of_the_reference_is_a_test() {
+    let sources = sources(&["src", "tests"]);
+    for number in 1..=20 {
+        let prefix = format!("fn b{number:02}_");
+        let found = sources.iter().any(|source| source.lines().any(|(_, l)| l.contains(&prefix)));
+        assert!(found, "no test is called b{number:02}_…");
+    }
+}

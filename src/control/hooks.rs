@@ -1,9 +1,10 @@
 //! Hooks: the operator's commands in the life of an endpoint, off the packet path.
 //!
-//! A hook is `/bin/sh -c '<command> "$@"'` with the reference program's four arguments, so a
-//! command with words or shell syntax works as before; a command that is the path of a file is
-//! that file, blanks or not. The arguments come from fixed alphabets; nothing a packet carries
-//! reaches a shell as syntax. [`check`] refuses at the start what could never run.
+//! A hook is `sh -c '<command> CREATE gwi-<X> gwo-<X> <id>'`, as `system(3)` runs it for the
+//! reference program, so a command with words or shell syntax works as before; a command that is
+//! the path of a file is that file, blanks or not. The four words come from fixed alphabets;
+//! nothing a packet carries reaches a shell as syntax. [`check`] refuses at the start what could
+//! never run.
 //!
 //! - One at a time, in order, because the scripts in use edit shared files; more at a time on
 //!   request. The next starts when one before it ended, or after 5 s: one that hangs delays, but
@@ -302,27 +303,27 @@ fn start(
 /// The shell's words and environment.
 fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
     let HookRequest { action, command, id } = request;
-    let action = action.to_string();
     let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(*id, side).to_string());
+    let words = [action.to_string(), gwi, gwo, id.to_string()];
     let mut script = OsString::new();
     if let Some(limit) = open_files {
         script.push(format!("ulimit -S -n {limit}; "));
     }
-    let name = match command {
-        HookCommand::Shell(words) => {
-            script.push(words);
-            OsStr::new("gwlbtun")
+    let mut shell = Command::new(check::SHELL);
+    shell.arg0("sh").arg("-c");
+    match command {
+        HookCommand::Shell(typed) => {
+            script.push(typed);
+            script.push(format!(" {}", words.join(" ")));
+            shell.arg(script);
         }
         HookCommand::File(path) => {
             // In the shell's place: how it ends is then told as it is.
-            script.push("exec \"$0\"");
-            path
+            script.push("exec \"$0\" \"$@\"");
+            shell.arg(script).arg(path).args(&words);
         }
-    };
-    script.push(" \"$@\"");
-    let mut shell = Command::new(check::SHELL);
-    shell.arg("-c").arg(script).arg(name);
-    shell.args([&action, &gwi, &gwo, &id.to_string()]);
+    }
+    let [action, gwi, gwo, _] = words;
     for (name, _) in std::env::vars_os() {
         if is_ours_alone(&name) {
             shell.env_remove(name);

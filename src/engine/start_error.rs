@@ -54,8 +54,8 @@ pub enum StartError {
     },
     /// The limit on locked memory does not carry the smallest rings.
     #[error(
-        "the limit on locked memory is {} KiB, which does not carry the rings of {workers} workers; \
-         set LimitMEMLOCK={}K or more, or give the unit CAP_IPC_LOCK, or fewer --workers",
+        "the limit on locked memory is {} KiB, which does not carry the rings of {workers} \
+         workers; set LimitMEMLOCK={}K or more, or give the unit CAP_IPC_LOCK, or fewer --workers",
         limit / 1024, least.div_ceil(1024)
     )]
     LockedMemory {
@@ -81,8 +81,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit code: 1 hook or health port, 2 permission, 3 device, kernel feature or limit, 4 UDP port,
-    /// 5 `io_uring`, at start or later.
+    /// The exit code: 1 hook or health port, 2 permission, 3 device, kernel feature or limit, 4 UDP
+    /// port, 5 `io_uring`, at start or later.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Hook(_) | Self::HealthPort { .. } | Self::Host(_) => 1,

@@ -303,19 +303,19 @@ fn r9_what_comes_before_create_ended_goes_first_and_no_more_than_there_is_room_f
     let (command, calls, release) = waiting_hook(&lab);
     let engine = Engine::start(&lab, &["-c", &command, "-j", "--workers", "1"]);
     let mut injector = lab.injector();
-    let inners: Vec<_> = (0..70).map(|number| packets::ping(V4, number, b"early")).collect();
+    let inners: Vec<_> = (0..1030).map(|number| packets::ping(V4, number, b"early")).collect();
     for inner in &inners {
         injector.send(endpoint_id(0), inner);
     }
     wait_until("CREATE runs", || calls.exists());
-    wait_until("what finds no room is counted", || engine.drops("not_ready") == 70 - 64);
+    wait_until("what finds no room is counted", || engine.drops("not_ready") == 1030 - 1024);
     injector.expect_silence();
     std::fs::write(&release, "").unwrap();
-    for inner in &inners[..64] {
+    for inner in &inners[..1024] {
         assert_eq!(&injector.receive(PATIENCE).expect("a held packet").inner, inner);
     }
     injector.exchange(endpoint_id(0), &held());
-    assert_eq!(engine.drops("not_ready"), 70 - 64);
+    assert_eq!(engine.drops("not_ready"), 1030 - 1024);
     injector.assert_clean();
 }
 

@@ -36,15 +36,29 @@ pub(super) struct Backend {
 impl Backend {
     /// Starts the server; it shows what is on `board`.
     pub(super) fn start(settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
+        Self::start_named("gwlbtun http", settings, board)
+    }
+
+    fn start_named(name: &str, settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
         let (listener, socket) = PrivateSocket::listen()?;
         let served = listener.try_clone()?;
-        let server = Server::from_listener(served, None).map_err(io::Error::other)?;
-        let thread = thread::Builder::new().name("gwlbtun http".to_owned()).spawn(move || {
+        let (starting, started) = crossbeam_channel::bounded(1);
+        // The server's own threads inherit the name of the one that starts it.
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let server = match Server::from_listener(served, None) {
+                Ok(server) => server,
+                Err(error) => {
+                    let _ = starting.send(Err(io::Error::other(error)));
+                    return;
+                }
+            };
+            let _ = starting.send(Ok(()));
             // An error is the end of its accept thread, and thereby of the server.
             while let Ok(request) = server.recv() {
                 answer(request, settings, &board);
             }
         })?;
+        started.recv().map_err(io::Error::other)??;
         Ok(Self { listener, socket, thread })
     }
 
@@ -102,20 +116,14 @@ mod tests {
 
     #[test]
     fn its_threads_end_with_it() {
-        // tiny_http's threads have no name of their own, and inherit that of this one.
-        let run = || {
-            let settings =
-                HealthSettings { port: 1, json: false, body: true, compat: Compat::V3_0 };
-            let backend = Backend::start(settings, Arc::default()).unwrap();
-            while http_threads() == 1 {
-                thread::yield_now();
-            }
-            drop(backend);
-            while http_threads() > 1 {
-                thread::yield_now();
-            }
-        };
-        let named = thread::Builder::new().name("test-backend".to_owned());
-        named.spawn(run).unwrap().join().unwrap();
+        let settings = HealthSettings { port: 1, json: false, body: true, compat: Compat::V3_0 };
+        let backend = Backend::start_named("test-backend", settings, Arc::default()).unwrap();
+        while http_threads() < 2 {
+            thread::yield_now();
+        }
+        drop(backend);
+        while http_threads() > 0 {
+            thread::yield_now();
+        }
     }
 }

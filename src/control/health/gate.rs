@@ -123,6 +123,12 @@ impl Gate {
         let mut spare = Vec::with_capacity(SPARE_DESCRIPTORS);
         for number in 0.. {
             let (stream, peer) = self.accept(&listener, &mut spare).await;
+            self.log.event(
+                Section::HealthCheck,
+                Level::Debug,
+                "health check clients",
+                format_args!("Processing a health check client for {}", peer.ip()),
+            );
             let origin = peer.ip().into();
             if self.crowd.make_room(origin) {
                 self.admit(number, stream, origin).await;

@@ -38,7 +38,14 @@ pub(super) fn parse_request(bytes: &[u8]) -> Parsed {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_BYTES_MAX => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Parsed::Partial,
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Parsed::Refused(431),
-        Err(_) => return Parsed::Refused(400),
+        // What is no HTTP gets the page too, as with the reference program, and then a FIN.
+        Err(_) => {
+            return Parsed::Head(RequestHead {
+                bytes: bytes.len(),
+                is_head: false,
+                keep_alive: false,
+            });
+        }
     };
     let says = |name: &str, word: &str| {
         request
@@ -56,8 +63,9 @@ pub(super) fn parse_request(bytes: &[u8]) -> Parsed {
     // A body is not read: the connection ends after the answer instead.
     let has_body =
         has("Transfer-Encoding") || (has("Content-Length") && !says("Content-Length", "0"));
+    // Who types a request by hand leaves the Host out, and waits for the end of the connection.
     let persistent = match request.version {
-        Some(1) => !says("Connection", "close"),
+        Some(1) => !says("Connection", "close") && has("Host"),
         _ => says("Connection", "keep-alive"),
     };
     Parsed::Head(RequestHead {
@@ -108,7 +116,6 @@ impl Reply {
     pub(super) fn to_bytes(&self, is_head: bool, keep_alive: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",
-            400 => "Bad Request",
             408 => "Request Timeout",
             431 => "Request Header Fields Too Large",
             _ => "Service Unavailable",
@@ -145,13 +152,14 @@ mod tests {
     fn persistence() {
         for (text, keep_alive) in [
             ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true),
-            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", false),
-            ("GET / HTTP/1.1\r\nconnection: TE, Close\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: x\r\nconnection: TE, Close\r\n\r\n", false),
             ("GET / HTTP/1.0\r\n\r\n", false),
             ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", true),
-            ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", false),
-            ("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", true),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+            ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", false),
+            ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", true),
+            ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", false),
         ] {
             assert_eq!(head(text).keep_alive, keep_alive, "{text}");
         }
@@ -163,7 +171,8 @@ mod tests {
     fn what_is_no_head() {
         assert_eq!(parse_request(b""), Parsed::Partial);
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\nHost"), Parsed::Partial);
-        assert_eq!(parse_request(b"\x16\x03\x01\x02\x00"), Parsed::Refused(400));
+        let alien = RequestHead { bytes: 5, is_head: false, keep_alive: false };
+        assert_eq!(parse_request(b"\x16\x03\x01\x02\x00"), Parsed::Head(alien));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
         assert_eq!(parse_request(long.as_bytes()), Parsed::Refused(431));
         let cut = &long.as_bytes()[..HEAD_BYTES_MAX];

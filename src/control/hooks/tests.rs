@@ -80,10 +80,14 @@ fn dies(pid: &str) -> bool {
 #[test]
 fn arguments_and_exit_status() {
     let limits = HookLimits::default();
+    // What the reference's system(3) makes of it: the words stand behind the command, and the
+    // shell has no arguments of its own.
     let (outcome, lines) = run("echo \"$0:$#:$*\"; exit 7; :", limits);
     assert_eq!(outcome, HookOutcome::Exited(7));
     assert!(!outcome.is_success());
-    assert_eq!(lines, ["gwlbtun:4:CREATE gwi-887epl1uMf gwo-887epl1uMf 00123456789abcdef"]);
+    assert_eq!(lines, ["sh:0:"]);
+    let (_, lines) = run("set -- a b; echo $#", limits);
+    assert_eq!(lines, ["2 CREATE gwi-887epl1uMf gwo-887epl1uMf 00123456789abcdef"]);
     let (outcome, lines) = run("echo one two", limits);
     assert!(outcome.is_success());
     assert_eq!(lines, ["one two CREATE gwi-887epl1uMf gwo-887epl1uMf 00123456789abcdef"]);
