@@ -5,7 +5,7 @@
 //! | connections | 64; a new one evicts one of whoever has the most, see [`super::crowd`] |
 //! | head of a request | 8 KiB, complete 2 s after its first byte (or after the connect) |
 //! | pause between requests | 15 s |
-//! | requests at the web server | 2; the others wait for their turn |
+//! | requests at the web server | 2; the others wait, and share the answer while it is the newest |
 //! | the web server's answer | 2 s |
 //! | taking the answer | 5 s; 4 MiB wait for that in all |
 //!
@@ -49,6 +49,7 @@ use crate::log::Level;
 use crate::log::Log;
 use crate::log::Section;
 use crate::settings::HealthSettings;
+use crate::stats::Page;
 
 /// Requests that the web server sees at a time.
 const RELAYED_MAX: usize = 2;
@@ -94,6 +95,8 @@ pub(super) struct Gate {
     backend: RefCell<Option<Rc<Backend>>>,
     backend_started: Cell<Instant>,
     relays: Semaphore,
+    /// The last answer of the web server, and the page that it shows.
+    last: RefCell<Option<(Arc<Page>, Reply)>>,
     crowd: Crowd,
     log: Log,
 }
@@ -113,6 +116,7 @@ impl Gate {
             backend: RefCell::new(Some(Rc::new(backend))),
             backend_started: Cell::new(now()),
             relays: Semaphore::new(RELAYED_MAX),
+            last: RefCell::new(None),
             crowd: Crowd::default(),
             log,
         })
@@ -219,20 +223,34 @@ impl Gate {
         let _ = time::timeout(LINGER_TIME, discard(stream)).await;
     }
 
-    /// The page, from the web server if it answers; the bare truth otherwise.
+    /// The page, from the web server if it answers; the bare truth otherwise. Who asks while a page
+    /// is the newest one shares its answer: a crowd costs one.
     async fn page(&self) -> Reply {
         (self.refresh)();
+        let page = self.board.page();
         let relay = async {
             let _turn = self.relays.acquire().await.ok()?;
+            if let Some(reply) = self.last_answer(&page) {
+                return Some(reply);
+            }
             let backend = self.backend.borrow().clone()?;
             let answer = time::timeout(RELAY_TIME, relay(&backend)).await;
-            Reply::parse(&answer.ok()?.ok()?)
+            let reply = Reply::parse(&answer.ok()?.ok()?)?;
+            self.last.replace(Some((Arc::clone(&page), reply.clone())));
+            Some(reply)
         };
         if let Some(reply) = relay.await {
             return reply;
         }
         self.replace_backend();
-        Reply::bare(if self.board.page().healthy { 200 } else { 503 })
+        Reply::bare(if page.healthy { 200 } else { 503 })
+    }
+
+    /// The answer that shows `page`, if the web server gave one already.
+    fn last_answer(&self, page: &Arc<Page>) -> Option<Reply> {
+        let last = self.last.borrow();
+        let (shown, reply) = last.as_ref()?;
+        Arc::ptr_eq(shown, page).then(|| reply.clone())
     }
 
     /// Starts another web server in place of one that has ended, once a second at most. One that

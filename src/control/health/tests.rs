@@ -291,3 +291,18 @@ fn without_the_web_server_the_status_is_still_true() {
         assert!(answer.ends_with("</html>"), "the server is back: {answer}");
     });
 }
+
+/// A crowd that asks for one page costs the web server one answer.
+#[test]
+fn requests_share_the_answer_while_its_page_is_the_newest() {
+    with_gate(TEXT, |fixture| async move {
+        let first = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        // Nobody could render another answer now.
+        fixture.gate.lose_backend();
+        assert_eq!(fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await, first);
+        assert!(fixture.exchange(b"HEAD / HTTP/1.0\r\n\r\n").await.ends_with("\r\n\r\n"));
+        fixture.board.publish(Page { healthy: false, ..Page::default() });
+        let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "a new page, a new answer: {answer}");
+    });
+}
