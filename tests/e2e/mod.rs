@@ -13,6 +13,7 @@
 //! | [`start`] | exit status when it cannot start |
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
+//! | [`names`] | links, ids, threads |
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`truth`] | 200 and 503 as they are |
@@ -27,6 +28,7 @@ mod hosts;
 mod http;
 mod lifecycle;
 mod logs;
+mod names;
 mod permissions;
 mod reference_bugs;
 mod start;
