@@ -79,7 +79,7 @@ fn an_ordinary_user_with_cap_net_admin_is_enough() {
     std::fs::copy(PROGRAM, &program).expect("a copy");
     let program = program.to_str().expect("UTF-8");
     // The hook's tc may do what the user may: CAP_NET_ADMIN is ambient.
-    let hook = "exec tc qdisc add dev $2 ingress #";
+    let hook = "exec tc qdisc add dev $GWLBTUN_GWI ingress #";
     let words = [&user[..], &[program, "-p", "8080", "-c", hook]].concat();
     let mut command = lab.topology.target().command(words[0]);
     let log = std::fs::File::create(lab.scratch.file("engine.log")).expect("a log file");
