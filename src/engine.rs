@@ -45,6 +45,7 @@ use crate::uring::DriverPlan;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
 use crate::uring::received;
+use crate::wire::udp as wire_udp;
 use crate::wire::virtio_net;
 use crate::worker::Worker;
 use crate::worker::WorkerParts;
@@ -59,9 +60,9 @@ use start_error::no_tun;
 /// Longest datagram and frame, bytes: an EC2 interface's MTU is 9,001 at most.
 const PACKET_BYTES_MAX: usize = 9216;
 
-/// Room for the longest GENEVE header, 260 bytes, before a packet that is read from a TUN: its
-/// virtio header gives the rest.
-const HEADROOM_BYTES: usize = 256;
+/// Room for the longest GENEVE header, 260 bytes, and a UDP header before a packet that is read
+/// from a TUN; its virtio header gives some of it. Whole cache lines, for the frame's alignment.
+const HEADROOM_BYTES: usize = 320;
 
 /// Buffers of either kind that the kernel has at a time, and all of them, per worker.
 const BUFFERS_OFFERED: u16 = 256;
@@ -369,6 +370,7 @@ fn driver_plan(
 }
 
 const _: () = assert!(
-    HEADROOM_BYTES + virtio_net::HEADER_BYTES >= crate::flow::HEADER_BYTES_MAX,
-    "any GENEVE header fits before a packet"
+    HEADROOM_BYTES + virtio_net::HEADER_BYTES
+        >= crate::flow::HEADER_BYTES_MAX + wire_udp::HEADER_BYTES,
+    "any GENEVE header and a UDP header fit before a packet"
 );

@@ -12,11 +12,17 @@ use crate::flow::FlowKey;
 use crate::flow::StoredHeader;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
+use crate::types::GENEVE_PORT;
 use crate::types::INNER_BYTES_MAX;
 use crate::types::Moment;
+use crate::types::OuterPath;
 use crate::types::Side;
+use crate::wire::Addresses;
 use crate::wire::FiveTuple;
+use crate::wire::checksum;
 use crate::wire::inner;
+use crate::wire::protocol;
+use crate::wire::udp;
 use crate::wire::virtio_net;
 
 /// A frame in a receive buffer.
@@ -47,6 +53,29 @@ impl From<DropReason> for Unsent {
 /// Where the packet of a frame is: behind the virtio header. Empty if there is none.
 pub fn packet_in(frame: Range<usize>) -> Range<usize> {
     (frame.start + virtio_net::HEADER_BYTES).min(frame.end)..frame.end
+}
+
+/// Puts the UDP header of an answer on `outer` before its payload, which stands at `payload` of
+/// `bytes`: for a socket that leaves this header to us. Returns where the datagram begins; nothing
+/// if there is no room before the payload, or too much in it.
+///
+/// The checksum is filled in, as the kernel does it on the ordinary way: it is what protects the
+/// flow cookie, and receivers merge only datagrams that have one.
+pub fn prepend_udp_header(
+    bytes: &mut [u8],
+    payload: Range<usize>,
+    outer: &OuterPath,
+) -> Option<usize> {
+    let start = payload.start.checked_sub(udp::HEADER_BYTES)?;
+    let datagram_bytes = u16::try_from(payload.end - start).ok()?;
+    let payload_sum = checksum::sum(bytes.get(payload.clone())?);
+    let addresses = Addresses::V4 { src: outer.local.octets(), dst: outer.remote.octets() };
+    let pseudo_header = checksum::pseudo_header(addresses, protocol::UDP, datagram_bytes.into());
+    let mut header = udp::Header::new_checked(&mut bytes[start..payload.start])?;
+    header.set_ports(outer.remote_port, GENEVE_PORT);
+    header.set_length_bytes(datagram_bytes);
+    header.fill_checksum(pseudo_header, payload_sum);
+    Some(start)
 }
 
 impl Path {
@@ -116,4 +145,42 @@ fn plan_return(
     let target = Target::Outer(stored.outer);
     plan.push(endpoint.endpoint.slot, target, &[span], 1, length(packet_bytes));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_of_ours_is_whole() {
+        let (local, remote) = (Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(10, 0, 0, 1));
+        let outer = OuterPath { local, remote, remote_port: 60_000 };
+        for payload_bytes in [0, 1, 68, 8501] {
+            let mut bytes = vec![0xee; 12 + payload_bytes];
+            assert_eq!(prepend_udp_header(&mut bytes, 12..12 + payload_bytes, &outer), Some(4));
+            assert_eq!(bytes[..4], [0xee; 4]);
+            let (header, payload) = bytes[4..].split_at(8);
+            assert!(payload.iter().all(|&byte| byte == 0xee));
+            let header = udp::Header::new_checked(header).unwrap();
+            assert_eq!((header.src_port(), header.dst_port()), (60_000, GENEVE_PORT));
+            assert_eq!(usize::from(header.length_bytes()), 8 + payload_bytes);
+            let addresses = Addresses::V4 { src: local.octets(), dst: remote.octets() };
+            let length = header.length_bytes().into();
+            let pseudo_header = checksum::pseudo_header(addresses, protocol::UDP, length);
+            assert!(header.checksum_is_valid(pseudo_header, checksum::sum(payload)));
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_or_is_too_long_is_no_datagram() {
+        let local = Ipv4Addr::LOCALHOST;
+        let outer = OuterPath { local, remote: local, remote_port: 60_000 };
+        let mut bytes = vec![0; 70_000];
+        assert_eq!(prepend_udp_header(&mut bytes, 7..100, &outer), None);
+        assert_eq!(prepend_udp_header(&mut bytes, 8..65_535, &outer), Some(0));
+        assert_eq!(prepend_udp_header(&mut bytes, 8..65_536, &outer), None);
+        assert_eq!(prepend_udp_header(&mut bytes, 69_000..70_001, &outer), None);
+    }
 }

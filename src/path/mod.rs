@@ -22,6 +22,7 @@ pub use decap::Arrived;
 pub use decap::Decap;
 pub use encap::Frame;
 pub use encap::packet_in;
+pub use encap::prepend_udp_header;
 pub use endpoints::Endpoint;
 use endpoints::Endpoints;
 use hold::HoldArena;

@@ -5,6 +5,9 @@
 //! the load balancer used, so each such port needs a socket bound to it: a *send socket*. It
 //! stays unconnected (a connected socket loses a super-packet after an ICMP unreachable), drops
 //! everything that arrives on it, and needs no capability.
+//!
+//! Where a port cannot be had, a *raw sender* sends from any port, with a UDP header that is ours
+//! to write. It needs `CAP_NET_RAW`.
 
 #![expect(unsafe_code, reason = "two socket options have no safe wrapper")]
 
@@ -17,6 +20,7 @@ use std::os::fd::OwnedFd;
 use nix::libc;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockProtocol;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrIn;
 use nix::sys::socket::bind;
@@ -74,12 +78,35 @@ pub fn open_sender(local: Ipv4Addr, port: u16, queue_bytes: usize) -> Result<Own
     let fail = |call| move |errno| Error::new(call, subject(), errno);
     let fd = open(subject)?;
     setsockopt(&fd, sockopt::ReusePort, &true).map_err(fail("setsockopt SO_REUSEPORT"))?;
-    if setsockopt(&fd, sockopt::SndBufForce, &queue_bytes).is_err() {
-        setsockopt(&fd, sockopt::SndBuf, &queue_bytes).map_err(fail("setsockopt SO_SNDBUF"))?;
-    }
+    set_queue_bytes(&fd, queue_bytes, subject)?;
     set_send_options(&fd, subject)?;
     drop_everything(&fd).map_err(fail("setsockopt SO_ATTACH_FILTER"))?;
     bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(fail("bind"))?;
+    Ok(fd)
+}
+
+/// Opens a raw socket that sends UDP from whatever port the header says that it is given, and
+/// receives nothing. The kernel makes the IPv4 header, as for the other senders.
+///
+/// A full one says `ENOBUFS` where a UDP socket says `EAGAIN` (`__ip_append_data`,
+/// `net/ipv4/ip_output.c`: without a transport header it does not wait for memory).
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_RAW`.
+pub fn open_raw_sender(queue_bytes: usize) -> Result<OwnedFd, Error> {
+    let subject = || "raw UDP".to_owned();
+    let fail = |call| move |errno| Error::new(call, subject(), errno);
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Udp)
+        .map_err(fail("socket"))?;
+    set_queue_bytes(&fd, queue_bytes, subject)?;
+    set_send_options(&fd, subject)?;
+    drop_everything(&fd).map_err(fail("setsockopt SO_ATTACH_FILTER"))?;
+    // The kernel copies every UDP packet of the host for a raw socket before it asks the filter,
+    // but not for one that is bound to another address. Sends say theirs themselves. Where the
+    // loopback link is down the filter must do.
+    let elsewhere = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    let _ = bind(fd.as_raw_fd(), &elsewhere);
     Ok(fd)
 }
 
@@ -87,6 +114,19 @@ fn open(subject: impl Fn() -> String) -> Result<OwnedFd, Error> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socket(AddressFamily::Inet, SockType::Datagram, flags, None)
         .map_err(|errno| Error::new("socket", subject(), errno))
+}
+
+/// Makes the send queue `queue_bytes` long, or as long as `net.core.wmem_max` allows.
+fn set_queue_bytes(
+    fd: &impl AsFd,
+    queue_bytes: usize,
+    subject: impl Fn() -> String,
+) -> Result<(), Error> {
+    if setsockopt(fd, sockopt::SndBufForce, &queue_bytes).is_ok() {
+        return Ok(());
+    }
+    setsockopt(fd, sockopt::SndBuf, &queue_bytes)
+        .map_err(|errno| Error::new("setsockopt SO_SNDBUF", subject(), errno))
 }
 
 fn set_send_options(fd: &impl AsFd, subject: impl Fn() -> String) -> Result<(), Error> {
@@ -154,6 +194,24 @@ mod tests {
             let refused = socket.recv_from(&mut [0; 8]).unwrap_err();
             assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
         }
+    }
+
+    #[test]
+    fn a_raw_sender_sends_from_any_port_and_receives_nothing() {
+        let peer = UdpSocket::bind((LOCAL, 0)).unwrap();
+        let to = peer.local_addr().unwrap();
+        let raw = UdpSocket::from(open_raw_sender(1 << 20).unwrap());
+        for port in [1_u16, 80, 60_003] {
+            let mut datagram = [port.to_be_bytes(), to.port().to_be_bytes()].concat();
+            datagram.extend([0, 10, 0, 0, b'h', b'i']);
+            raw.send_to(&datagram, (LOCAL, 0)).unwrap();
+            let mut got = [0; 8];
+            let (bytes, from) = peer.recv_from(&mut got).unwrap();
+            assert_eq!((&got[..bytes], from.port()), (&b"hi"[..], port));
+            peer.send_to(b"echo", from).unwrap();
+        }
+        let refused = raw.recv_from(&mut [0; 64]).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Registered files, by index:
 //!
 //! ```text
-//!   0         1 … 1+senders      then, per endpoint slot
-//!   receiver  send sockets       gwi
+//!   0         1           2 … 2+senders      then, per endpoint slot
+//!   receiver  raw sender  send sockets       gwi
 //! ```
 //!
 //! Writes and sends use these numbers. Operations that stay with the kernel use descriptors: until
@@ -51,7 +51,8 @@ use crate::types::EndpointSlot;
 use crate::types::Side;
 
 const RECEIVER: u32 = 0;
-const SENDERS_START: u32 = 1;
+const RAW_SENDER: u32 = 1;
+const SENDERS_START: u32 = 2;
 
 const UDP_GROUP: u16 = 0;
 const TUN_GROUP: u16 = 1;
@@ -193,11 +194,14 @@ impl Driver {
     }
 
     fn sender_file(&self, sender: SenderId) -> Fixed {
-        if sender == SenderId::RECEIVER {
-            return Fixed(RECEIVER);
+        if sender.0 < self.plan.senders_max {
+            return Fixed(SENDERS_START + u32::from(sender.0));
         }
-        assert!(sender.0 < self.plan.senders_max, "{sender:?} is not planned for");
-        Fixed(SENDERS_START + u32::from(sender.0))
+        match sender {
+            SenderId::RECEIVER => Fixed(RECEIVER),
+            SenderId::RAW => Fixed(RAW_SENDER),
+            SenderId(_) => panic!("{sender:?} is not planned for"),
+        }
     }
 
     fn gwi_file(&self, slot: EndpointSlot) -> Fixed {
@@ -289,8 +293,8 @@ impl Driver {
     }
 
     /// Prepares to send a job's spans as one datagram from `local` to `remote`.
-    /// [`Self::start_send`] starts it. A send socket is bound to `local`; the receive socket,
-    /// which is not, is told.
+    /// [`Self::start_send`] starts it. A send socket is bound to `local`; the receive socket and
+    /// the raw sender, which are not, are told. What the raw sender sends begins with a UDP header.
     ///
     /// # Errors
     /// [`DropReason::NoBuffer`] when no slot is free.
@@ -304,7 +308,7 @@ impl Driver {
     ) -> Result<Token, DropReason> {
         let key = self.claim(job, spans, sender.0)?;
         let vectors = self.fill_vectors(key, spans);
-        let from = (sender == SenderId::RECEIVER).then_some(local);
+        let from = sender.is_any_address().then_some(local);
         self.operations.fill_message(key, from, remote, vectors);
         Ok(token(Operation::Send, sender.0, key.generation, key.slot))
     }
@@ -500,6 +504,14 @@ pub struct SenderId(pub u16);
 impl SenderId {
     /// The receive socket, as the sender for a load balancer that itself uses port 6081.
     pub const RECEIVER: Self = Self(u16::MAX);
+
+    /// The socket that sends from any port.
+    pub const RAW: Self = Self(u16::MAX - 1);
+
+    /// Whether it sends from any of our addresses.
+    const fn is_any_address(self) -> bool {
+        self.0 >= Self::RAW.0
+    }
 }
 
 /// Number of a queue: twice the slot, plus the side.

@@ -72,9 +72,11 @@ fn tun_write(errno: Errno) -> DropReason {
     }
 }
 
+/// A full raw socket says `ENOBUFS` where a UDP socket says `EAGAIN`. A UDP socket says `ENOBUFS`
+/// when the kernel is out of memory, and to wait is right then too.
 fn send(errno: Errno) -> Verdict {
     match errno {
-        Errno::EAGAIN => Verdict::Wait,
+        Errno::EAGAIN | Errno::ENOBUFS => Verdict::Wait,
         Errno::EMSGSIZE => Verdict::Drop(DropReason::Mtu),
         Errno::ECANCELED => Verdict::Drop(DropReason::Shutdown),
         _ => Verdict::Drop(DropReason::SendError),
@@ -109,6 +111,8 @@ mod tests {
         ] {
             assert_eq!(verdict(operation, errno), Verdict::Drop(reason));
         }
-        assert_eq!(verdict(Operation::Send, Errno::EAGAIN), Verdict::Wait);
+        for full in [Errno::EAGAIN, Errno::ENOBUFS] {
+            assert_eq!(verdict(Operation::Send, full), Verdict::Wait);
+        }
     }
 }

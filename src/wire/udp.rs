@@ -76,6 +76,12 @@ impl<T: AsRef<[u8]>> Header<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Header<T> {
+    /// Sets source and destination port.
+    pub fn set_ports(&mut self, src: u16, dst: u16) {
+        self.bytes.as_mut()[field::SRC_PORT].copy_from_slice(&src.to_be_bytes());
+        self.bytes.as_mut()[field::DST_PORT].copy_from_slice(&dst.to_be_bytes());
+    }
+
     /// Sets the length of header and payload.
     pub fn set_length_bytes(&mut self, bytes: u16) {
         self.bytes.as_mut()[field::LENGTH_BYTES].copy_from_slice(&bytes.to_be_bytes());
@@ -138,11 +144,12 @@ mod tests {
     fn an_edited_header_is_valid_again() {
         let mut bytes = GOLDEN;
         let mut header = Header::new_checked(&mut bytes[..8]).unwrap();
+        header.set_ports(12_346, 54);
         header.set_length_bytes(10);
         header.fill_checksum(pseudo_header(), checksum::sum(b"abc"));
         assert!(header.checksum_is_valid(pseudo_header(), checksum::sum(b"abc")));
         let mut expected = GOLDEN;
-        expected[5..8].copy_from_slice(&[0x0a, 0xaf, 0x93]);
+        expected[..8].copy_from_slice(&[0x30, 0x3a, 0x00, 0x36, 0x00, 0x0a, 0xaf, 0x91]);
         assert_eq!(bytes, expected);
     }
 
