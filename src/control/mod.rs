@@ -8,6 +8,7 @@
 //! | `hooks` | the operator's commands |
 //! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
 //! | `samples` | packets that workers looked at, for the log |
+//! | `answers` | from where no answer can leave |
 //! | `status`, `health` | the state of the program, and the port that tells it |
 //! | `words` | what the log calls an endpoint |
 //!
@@ -15,6 +16,7 @@
 //! that calls [`run`]. Nothing here blocks for longer than a turn: what may block has a thread of
 //! its own. Nothing here touches a ring of a worker: they talk through `worker::mailbox`.
 
+mod answers;
 pub mod health;
 pub mod hooks;
 mod life;
@@ -53,6 +55,7 @@ use crate::sys;
 use crate::sys::EventFd;
 use crate::sys::Readiness;
 use crate::sys::clock;
+use crate::sys::udp;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
@@ -62,7 +65,9 @@ use crate::worker::mailbox::Command;
 use crate::worker::mailbox::Event;
 use crate::worker::mailbox::Mailbox;
 use crate::worker::mailbox::Policy;
+use crate::worker::mailbox::Refusal;
 use crate::worker::mailbox::Sample;
+use answers::Remedy;
 use health::Board;
 use hooks::HookCommands;
 use hooks::HookLimits;
@@ -300,6 +305,7 @@ impl Control {
     /// What is due every second.
     fn keep_house(self: &Rc<Self>) {
         let now = clock::now();
+        self.try_refused_sources();
         self.status.borrow_mut().judge(&self.workers, now);
         if self.status.borrow().has_no_device() {
             tokio_uring::spawn(Rc::clone(self).look_for_device());
@@ -314,6 +320,27 @@ impl Control {
                      once. --max-endpoints sets the limit."
                 ),
             );
+        }
+    }
+
+    /// Looks whether what no worker could bind can be had by now.
+    fn try_refused_sources(&self) {
+        let mut status = self.status.borrow_mut();
+        for source in status.answers.to_try() {
+            // Workers share their ports, with this socket too.
+            if udp::open_sender(*source.ip(), source.port(), 0).is_ok() {
+                status.answers.is_free(source);
+                let again = format_args!("Can answer from UDP {source} again.");
+                self.log.event(Section::Udp, Level::Important, "send_socket", again);
+            }
+        }
+    }
+
+    fn on_send_refused(&self, refusal: Refusal) {
+        let is_news = self.status.borrow_mut().answers.refused(refusal);
+        if is_news {
+            let text = format_args!("Cannot {}.", Remedy(refusal));
+            self.log.event(Section::Udp, Level::Critical, "send_socket", text);
         }
     }
 
@@ -368,6 +395,7 @@ impl Control {
                 let registry = self.registry.borrow();
                 registry.notify(endpoint, Notice::QueueLost(worker, side, errno));
             }
+            Event::SendRefused(refusal) => self.on_send_refused(refusal),
             Event::Failed(worker, error) => self.on_worker_failed(worker, error),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::WorkerLink;
+use super::answers::Answers;
 use super::health::Board;
 use super::health::verdict::Verdict;
 use crate::settings::Settings;
@@ -50,6 +51,8 @@ pub(super) struct Status {
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// From where no answer can leave.
+    pub(super) answers: Answers,
 }
 
 #[derive(Debug)]
@@ -75,6 +78,7 @@ impl Status {
             stopping: false,
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            answers: Answers::default(),
         }
     }
 
@@ -131,6 +135,12 @@ impl Status {
 
     /// Looks at everything that the verdict depends on. Due every second.
     pub(super) fn judge(&mut self, workers: &[WorkerLink], now: Moment) {
+        // The sum is over the cells of all workers: only if it is of interest.
+        if self.answers.is_any_refused() {
+            let cells = self.endpoints.values().flat_map(|endpoint| &endpoint.cells);
+            let sent = cells.map(|cell| cell.to_gwlb.packets.get()).sum();
+            self.answers.sent(sent, now);
+        }
         let reasons = self.reasons(workers, now);
         self.verdict.judge(now, reasons.is_empty());
     }
@@ -157,8 +167,15 @@ impl Status {
         });
         let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
         let stopping = self.stopping.then(|| STOPPING.to_owned());
-        let told = self.failed.values().chain(&self.no_device).cloned();
+        let told =
+            self.failed.values().chain(&self.no_device).cloned().chain(self.answers.reason());
         stopping.into_iter().chain(told).chain(stalled).chain(lost).collect()
+    }
+
+    /// What an operator should look at.
+    fn warnings(&self) -> Vec<String> {
+        let refused = self.refused.then(|| REFUSED.to_owned());
+        refused.into_iter().chain(self.answers.warnings()).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
@@ -176,7 +193,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
-            warnings: self.refused.then(|| REFUSED.to_owned()).into_iter().collect(),
+            warnings: self.warnings(),
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,
             other_idle: Policy::OTHER_IDLE,

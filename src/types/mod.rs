@@ -29,6 +29,9 @@ use std::net::Ipv4Addr;
 /// UDP port of GENEVE (RFC 8926 §3.3), the only one a Gateway Load Balancer uses.
 pub const GENEVE_PORT: u16 = 6081;
 
+/// Lowest port that is ever bound to send from: those below belong to the host's services.
+pub const SEND_PORT_MIN: u16 = 1024;
+
 /// Largest inner packet, in bytes, that a Gateway Load Balancer takes back.
 ///
 /// AWS guide, "Gateway Load Balancers", *Maximum transmission unit*: packets above 8,500 bytes

@@ -17,6 +17,7 @@
 //! While an endpoint is `Pending` or `Closing` its datagrams are held; after `Attach` they go
 //! first, in order.
 
+use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -150,6 +151,17 @@ pub enum Command {
     Stop,
 }
 
+/// No answer can leave from an address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Ours, and the load balancer's source port.
+    pub from: SocketAddrV4,
+    /// Why no socket can be bound there. There is no raw socket either.
+    pub errno: sys::Errno,
+    /// When it was tried.
+    pub at: Moment,
+}
+
 /// From a worker to control.
 #[derive(Debug)]
 pub enum Event {
@@ -160,6 +172,8 @@ pub enum Event {
     Detached(WorkerId, EndpointRef),
     /// Reading a queue failed for good: its link is gone.
     QueueLost(WorkerId, EndpointRef, Side, sys::Errno),
+    /// Packets were dropped because of this; told again while it is so and packets come.
+    SendRefused(Refusal),
     /// The worker's receive socket or ring failed for good; the worker has ended.
     Failed(WorkerId, sys::Error),
 }

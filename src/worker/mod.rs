@@ -17,7 +17,6 @@ mod sampler;
 mod senders;
 
 use std::collections::VecDeque;
-use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -559,8 +558,7 @@ impl Worker {
             let started = match job.target {
                 Target::Gwi => driver.write_gwi(job, spans).map(|()| queues.written(job.endpoint)),
                 Target::Outer(outer) => senders.find(driver, &outer, *now).and_then(|sender| {
-                    let remote = SocketAddrV4::new(outer.remote, GENEVE_PORT);
-                    let token = driver.prepare_send(sender, outer.local, remote, job, spans)?;
+                    let token = senders::prepare(driver, sender, &outer, job, spans)?;
                     if let Some(pair) = queues.at(job.endpoint) {
                         pair.in_flight += 1;
                     }
@@ -591,6 +589,10 @@ impl Worker {
                 Ok(()) => self.outbox.push_back(Event::EndpointSeen(self.id, id)),
                 Err(reason) => self.path.forget(id, reason),
             }
+        }
+        while let Some(refusal) = self.senders.take_refusal() {
+            // If the box is full: the same is told again in a second.
+            let _ = self.events.post(Event::SendRefused(refusal));
         }
         while let Some(event) = self.outbox.pop_front() {
             if let Err(event) = self.events.post(event) {

@@ -22,7 +22,7 @@ use crate::support::process::run;
 
 const DOWNLOAD_BYTES: u64 = 200_000_000;
 
-fn ping(lab: &Lab, endpoint: usize) {
+pub(super) fn ping(lab: &Lab, endpoint: usize) {
     for address in [SERVER_V4, SERVER_V6] {
         for bytes in ["0", "56", "8400"] {
             let options = ["-c", "5", "-i", "0.1", "-W", "10", "-s", bytes, address];
@@ -47,7 +47,7 @@ fn random_file(lab: &Lab, path: &str, bytes: u64) -> std::path::PathBuf {
     path
 }
 
-fn download(lab: &Lab, endpoint: usize, bytes: u64) {
+pub(super) fn download(lab: &Lab, endpoint: usize, bytes: u64) {
     let served = random_file(lab, &format!("www{endpoint}/file"), bytes);
     let _server = lab.http_server(endpoint, &format!("www{endpoint}"));
     let got = lab.scratch.file(&format!("got{endpoint}"));

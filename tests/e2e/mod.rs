@@ -14,6 +14,7 @@
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
 //! | [`names`] | links, ids, threads |
+//! | [`senders`] | answers where the load balancer's source port cannot be had |
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`truth`] | 200 and 503 as they are |
@@ -31,5 +32,6 @@ mod logs;
 mod names;
 mod permissions;
 mod reference_bugs;
+mod senders;
 mod start;
 mod truth;

@@ -7,11 +7,16 @@ use std::net::SocketAddr;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
 
 use super::*;
 use crate::path::plan::Plan;
 use crate::path::plan::Target;
 use crate::sys::EventFd;
+use crate::sys::udp;
 
 const SLOT: EndpointSlot = EndpointSlot(2);
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -221,6 +226,41 @@ fn the_receive_socket_answers_from_the_address_that_was_hit() {
             assert_eq!(from, SocketAddr::from((local, port(&any))));
             assert!(driver.finish(token).is_some());
         }
+    }
+}
+
+/// Behind a slow link, in a namespace of its own.
+#[test]
+fn a_full_raw_sender_says_so_and_has_room_again() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+    let slow = "tc qdisc add dev lo root tbf rate 1mbit burst 2k limit 100k";
+    for line in ["ip link set lo up", slow] {
+        let mut words = line.split(' ');
+        let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+        assert!(status.success(), "{line}");
+    }
+    let (local, to) = (Ipv4Addr::LOCALHOST, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6081));
+    for mut driver in drivers() {
+        let sender = udp::open_raw_sender(1).unwrap();
+        driver.register_sender(SenderId::RAW, sender.as_fd()).unwrap();
+        let (token, errno) = loop {
+            let (plan, buffers) = job_of(&mut driver, Target::Gwi, &[&[0; 1200]]);
+            let (job, spans) = plan.jobs().next().unwrap();
+            let token = driver.prepare_send(SenderId::RAW, local, to, job, spans).unwrap();
+            driver.release(buffers[0]);
+            driver.start_send(token);
+            let sent = wait_for(&mut driver, Operation::Send, 1)[0];
+            if let Err(errno) = sent.result {
+                break (token, errno);
+            }
+            driver.finish(token);
+        };
+        assert_eq!(errno, Errno::ENOBUFS);
+        driver.arm_send_ready(SenderId::RAW);
+        wait_for(&mut driver, Operation::SendReady, 1);
+        driver.start_send(token);
+        assert_eq!(wait_for(&mut driver, Operation::Send, 1)[0].result, Ok(1200));
+        assert!(driver.finish(token).is_some());
     }
 }
 
