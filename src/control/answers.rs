@@ -8,6 +8,8 @@
 //! One refused source beside others that work is a warning. *Nothing* can be answered when refusals
 //! go on for [`PERSISTENT`] after the last packet that left, and that stays so until one leaves or
 //! every source is free: an endpoint that is merely idle must not turn the page back and forth.
+//! Ports below 1024 never count for that. AWS uses none, and whoever sends us such datagrams must
+//! not be able to take an idle target out of service.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,9 +45,9 @@ pub(super) struct Answers {
     sources: BTreeMap<SocketAddrV4, Source>,
     /// Packets sent by everybody, as last seen.
     sent: u64,
-    /// When that last grew, or the first refusal after a time without any.
+    /// When that last grew, or the first refusal that counts after a time without any.
     answered: Moment,
-    /// The last refusal.
+    /// The last refusal that counts.
     refused: Moment,
 }
 
@@ -53,10 +55,12 @@ impl Answers {
     /// A worker was refused. Returns whether the log shall say so.
     pub(super) fn refused(&mut self, refusal: Refusal) -> bool {
         let Refusal { from, at, .. } = refusal;
-        if self.sources.is_empty() {
-            self.answered = at;
+        if is_plausible(from) {
+            if !self.is_plausible_refused() {
+                self.answered = at;
+            }
+            self.refused = self.refused.max(at);
         }
-        self.refused = self.refused.max(at);
         if let Some(source) = self.sources.get_mut(&from) {
             source.last = refusal;
             let is_due = at.since(source.told) >= TOLD_AGAIN;
@@ -79,7 +83,7 @@ impl Answers {
 
     /// The sources that may be free by now.
     pub(super) fn to_try(&self) -> Vec<SocketAddrV4> {
-        self.sources.keys().copied().filter(|source| source.port() >= SEND_PORT_MIN).collect()
+        self.sources.keys().copied().filter(|&source| is_plausible(source)).collect()
     }
 
     /// A source can be had again.
@@ -99,12 +103,18 @@ impl Answers {
 
     /// Whether nothing can be answered.
     fn is_mute(&self) -> bool {
-        self.is_any_refused() && self.refused.since(self.answered) >= PERSISTENT
+        self.is_plausible_refused() && self.refused.since(self.answered) >= PERSISTENT
+    }
+
+    fn is_plausible_refused(&self) -> bool {
+        self.sources.keys().any(|&source| is_plausible(source))
     }
 
     /// Why nothing can be answered, while that is so.
     pub(super) fn reason(&self) -> Option<String> {
-        let first = self.is_mute().then(|| self.warnings().next())??;
+        let mut plausible = self.sources.values().filter(|source| is_plausible(source.last.from));
+        let first = self.is_mute().then(|| plausible.next())??;
+        let first = format!("cannot {}", Remedy(first.last));
         Some(format!("no packet goes back: {first}"))
     }
 
@@ -112,6 +122,11 @@ impl Answers {
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
         self.sources.values().map(|source| format!("cannot {}", Remedy(source.last)))
     }
+}
+
+/// Whether a load balancer may send from this port.
+const fn is_plausible(source: SocketAddrV4) -> bool {
+    source.port() >= SEND_PORT_MIN
 }
 
 /// What cannot be done, why, and what to do: the end of a sentence that begins with "Cannot".
@@ -223,6 +238,20 @@ mod tests {
         assert!(answers.reason().is_some());
         answers.sent(4, at(403));
         assert_eq!(answers.reason(), None);
+    }
+
+    #[test]
+    fn low_ports_are_a_warning_and_never_a_reason() {
+        let mut answers = Answers::default();
+        for second in 0..30 {
+            answers.refused(refusal(80, second));
+            answers.sent(0, at(second));
+        }
+        assert_eq!((answers.reason(), answers.warnings().count()), (None, 1));
+        answers.refused(refusal(60_000, 30));
+        assert_eq!(answers.reason(), None, "one packet says little");
+        answers.refused(refusal(60_000, 32));
+        assert!(answers.reason().unwrap().contains(":60000: "));
     }
 
     #[test]
