@@ -41,6 +41,14 @@ use crate::worker::mailbox::Command;
 /// workers hold datagrams and do not ask again.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
+/// How long links of the same names may stand in the way: those of a process that was killed go
+/// when the kernel has taken its rings apart, some time after its end. Datagrams are held
+/// meanwhile.
+const BUSY_MAX: Duration = Duration::from_secs(1);
+
+/// How often that is tried.
+const BUSY_STEP: Duration = Duration::from_millis(20);
+
 /// How long workers may take to let go of an endpoint's queues before that is told. They need one
 /// turn.
 const DETACH_MAX: Duration = Duration::from_secs(2);
@@ -84,7 +92,7 @@ impl Life {
         let control = Rc::clone(&self.control);
         let queues = control.workers.len();
         let created = tokio::select! {
-            created = control.netdev.create(self.id, queues) => Some(created),
+            created = create(&control, self.id, queues) => Some(created),
             () = ended(&mut self.notices) => None,
         };
         match created {
@@ -285,6 +293,22 @@ impl Life {
 fn complain(control: &Control, id: EndpointId, event: &'static str, text: std::fmt::Arguments<'_>) {
     let line = format_args!("{}: {text}", control.called(id));
     control.log.event(Section::Tunnel, Level::Critical, event, line);
+}
+
+/// Makes both links, as soon as their names are free.
+async fn create(control: &Control, id: EndpointId, queues: usize) -> Result<LinkPair, NetdevError> {
+    let start = clock::now();
+    loop {
+        let created = control.netdev.create(id, queues).await;
+        match created {
+            Err(NetdevError::Sys(ref error))
+                if error.errno == Errno::EBUSY && clock::now().since(start) < BUSY_MAX =>
+            {
+                time::sleep(BUSY_STEP).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Waits until the end of the program is asked for.

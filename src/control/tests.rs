@@ -294,8 +294,8 @@ fn links_that_cannot_be_made_are_told_once_and_tried_again() {
             std::process::Command::new("ip").args(["link", "set", "gwx", "name", "gwi-5"]).status();
         assert!(renamed.unwrap().success());
         thread::spawn(|| {
-            // The test's own link must be gone when the rig counts.
-            nix::unistd::sleep(3);
+            // The test's own link must be gone when the rig counts, and not before two attempts.
+            nix::unistd::sleep(6);
             let _ = std::process::Command::new("ip").args(["link", "del", "gwi-5"]).status();
         });
     });
@@ -317,7 +317,7 @@ fn links_that_cannot_be_made_are_told_once_and_tried_again() {
           Device or resource busy."]
     );
     assert_eq!(rig.hook_calls(), ["CREATE gwi-6 00000000000000006 3"]);
-    nix::unistd::sleep(2);
+    nix::unistd::sleep(4);
     rig.signal();
     rig.finish().unwrap();
 }

@@ -3,12 +3,14 @@
 //! Registered files, by index:
 //!
 //! ```text
-//!   0         1           2 … 2+senders      then, per endpoint slot
-//!   receiver  raw sender  send sockets       gwi
+//!   0           1 … 1+senders      then, per endpoint slot
+//!   raw sender  send sockets       gwi
 //! ```
 //!
-//! Writes and sends use these numbers. Operations that stay with the kernel use descriptors: until
-//! Linux 6.13 a replaced file is let go of only when every operation has ended that used any
+//! Writes and sends use these numbers. The socket that receives is not among them: when the process
+//! is killed, the kernel lets go of registered files some time later, and until then that socket
+//! would take its share of the next process's datagrams. Operations that stay with the kernel use
+//! descriptors: until Linux 6.13 a replaced file is let go of only when every operation has ended that used any
 //! registered file before (`io_rsrc_node_ref_zero`, `io_uring/rsrc.c`: nodes go in order), so one
 //! that never ends would keep every send socket and every TUN queue that was ever replaced.
 //!
@@ -50,9 +52,8 @@ use crate::types::DropReason;
 use crate::types::EndpointSlot;
 use crate::types::Side;
 
-const RECEIVER: u32 = 0;
-const RAW_SENDER: u32 = 1;
-const SENDERS_START: u32 = 2;
+const RAW_SENDER: u32 = 0;
+const SENDERS_START: u32 = 1;
 
 const UDP_GROUP: u16 = 0;
 const TUN_GROUP: u16 = 1;
@@ -110,7 +111,15 @@ pub struct Driver {
     /// The message header that says how much of each buffer is for addresses.
     receive_header: Box<libc::msghdr>,
     plan: DriverPlan,
+    /// The socket that receives, for what is sent from it.
+    receiver: Fd,
     failure: Option<Error>,
+}
+
+/// What the ring knows a send socket by.
+enum SenderFile {
+    Registered(Fixed),
+    Plain(Fd),
 }
 
 impl Driver {
@@ -144,6 +153,7 @@ impl Driver {
             receive_header,
             ring,
             plan,
+            receiver: Fd(-1),
             failure: None,
         })
     }
@@ -155,12 +165,10 @@ impl Driver {
 
     // ---- registered files -------------------------------------------------------------------
 
-    /// Registers the socket that receives, as the sender [`SenderId::RECEIVER`].
-    ///
-    /// # Errors
-    /// When the kernel refuses the file; so for the other registrations.
-    pub fn register_receiver(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.register(RECEIVER, fd.as_raw_fd())
+    /// Makes the socket that receives the sender [`SenderId::RECEIVER`]. It must outlive the
+    /// driver's last send.
+    pub fn set_receiver(&mut self, fd: BorrowedFd<'_>) {
+        self.receiver = Fd(fd.as_raw_fd());
     }
 
     /// Registers a send socket as `sender`, in place of what was there.
@@ -168,7 +176,10 @@ impl Driver {
     /// # Errors
     /// When the kernel refuses the file.
     pub fn register_sender(&self, sender: SenderId, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.register(self.sender_file(sender).0, fd.as_raw_fd())
+        let SenderFile::Registered(file) = self.sender_file(sender) else {
+            panic!("the receive socket is never registered");
+        };
+        self.register(file.0, fd.as_raw_fd())
     }
 
     /// Registers an endpoint's queue of `gwi`, which is written to.
@@ -193,13 +204,13 @@ impl Driver {
         self.ring.submitter().register_files_update(index, &[fd]).map(drop).map_err(refused)
     }
 
-    fn sender_file(&self, sender: SenderId) -> Fixed {
+    fn sender_file(&self, sender: SenderId) -> SenderFile {
         if sender.0 < self.plan.senders_max {
-            return Fixed(SENDERS_START + u32::from(sender.0));
+            return SenderFile::Registered(Fixed(SENDERS_START + u32::from(sender.0)));
         }
         match sender {
-            SenderId::RECEIVER => Fixed(RECEIVER),
-            SenderId::RAW => Fixed(RAW_SENDER),
+            SenderId::RECEIVER => SenderFile::Plain(self.receiver),
+            SenderId::RAW => SenderFile::Registered(Fixed(RAW_SENDER)),
             SenderId(_) => panic!("{sender:?} is not planned for"),
         }
     }
@@ -247,7 +258,10 @@ impl Driver {
     /// Starts waiting until a send socket takes more.
     pub fn arm_send_ready(&mut self, sender: SenderId) {
         let events = u32::from(libc::POLLOUT.cast_unsigned());
-        let entry = opcode::PollAdd::new(self.sender_file(sender), events).build();
+        let entry = match self.sender_file(sender) {
+            SenderFile::Registered(file) => opcode::PollAdd::new(file, events).build(),
+            SenderFile::Plain(file) => opcode::PollAdd::new(file, events).build(),
+        };
         self.start(entry, token(Operation::SendReady, sender.0, 0, 0));
     }
 
@@ -325,7 +339,13 @@ impl Driver {
         let message = self.operations.message(slot_key(token));
         let file = self.sender_file(SenderId(token.queue));
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let entry = opcode::SendMsg::new(file, message).flags(flags.cast_unsigned()).build();
+        let flags = flags.cast_unsigned();
+        let entry = match file {
+            SenderFile::Registered(file) => {
+                opcode::SendMsg::new(file, message).flags(flags).build()
+            }
+            SenderFile::Plain(file) => opcode::SendMsg::new(file, message).flags(flags).build(),
+        };
         self.start_claimed(entry, token);
     }
 

@@ -171,8 +171,8 @@ impl Worker {
     /// When the kernel refuses the ring, its memory, or a registration.
     pub fn new(parts: WorkerParts) -> Result<Self, Error> {
         let WorkerParts { id, workers, driver: plan, receiver, wake, flows, cell, .. } = parts;
-        let driver = Driver::new(plan)?;
-        driver.register_receiver(receiver.as_fd())?;
+        let mut driver = Driver::new(plan)?;
+        driver.set_receiver(receiver.as_fd());
         let endpoints_max = usize::from(plan.endpoints_max);
         let buffers = usize::from(plan.udp.count) + usize::from(plan.tun.count);
         let now = clock::now();

@@ -377,6 +377,15 @@ exec {PASSTHROUGH} "$@"
 /// the old process were among those of port 6081, and a datagram of the new one could end there.
 #[test]
 fn a_restart_at_once_finds_the_port_for_itself() {
+    restarts_at_once(Signal::SIGTERM);
+}
+
+#[test]
+fn a_restart_after_a_kill_finds_the_port_for_itself() {
+    restarts_at_once(Signal::SIGKILL);
+}
+
+fn restarts_at_once(signal: Signal) {
     let lab = Lab::new(0, Config::default());
     let mut injector = lab.injector();
     for _ in 0..20 {
@@ -384,8 +393,9 @@ fn a_restart_at_once_finds_the_port_for_itself() {
         for endpoint in 0..2 {
             ping_through(&mut injector, endpoint, 1);
         }
-        engine.signal(Signal::SIGTERM);
-        assert_eq!(engine.wait().code(), Some(0));
+        engine.signal(signal);
+        let status = engine.wait();
+        assert_eq!(status.code(), (signal == Signal::SIGTERM).then_some(0), "{status}");
     }
     injector.assert_clean();
 }

@@ -64,11 +64,11 @@ fn wait_for(driver: &mut Driver, operation: Operation, count: usize) -> Vec<Comp
 }
 
 /// A receive socket as the worker has it, and one that sends to it.
-fn receiver(driver: &Driver) -> (UdpSocket, UdpSocket) {
+fn receiver(driver: &mut Driver) -> (UdpSocket, UdpSocket) {
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let option = nix::sys::socket::sockopt::Ipv4PacketInfo;
     nix::sys::socket::setsockopt(&receiver, option, &true).unwrap();
-    driver.register_receiver(receiver.as_fd()).unwrap();
+    driver.set_receiver(receiver.as_fd());
     let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     peer.connect(receiver.local_addr().unwrap()).unwrap();
     (receiver, peer)
@@ -81,7 +81,7 @@ fn port(socket: &UdpSocket) -> u16 {
 #[test]
 fn datagrams_arrive_until_the_buffers_are_gone_and_go_on_after_a_refill() {
     for mut driver in drivers() {
-        let (receiver, peer) = receiver(&driver);
+        let (receiver, peer) = receiver(&mut driver);
         driver.refill(Group::Udp);
         driver.arm_receive(receiver.as_fd());
         for text in [b"one", b"two", b"3rd", b"4th", b"5th", b"6th"] {
@@ -211,7 +211,7 @@ fn a_send_reaches_the_remote_from_its_own_socket() {
 fn the_receive_socket_answers_from_the_address_that_was_hit() {
     for mut driver in drivers() {
         let any = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        driver.register_receiver(any.as_fd()).unwrap();
+        driver.set_receiver(any.as_fd());
         let remote = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         remote.set_read_timeout(Some(PATIENCE)).unwrap();
         let SocketAddr::V4(to) = remote.local_addr().unwrap() else { panic!("IPv4") };
