@@ -155,7 +155,8 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
 /// Limits the endpoints to what the limit on open files carries.
 fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, StartError> {
     let workers = settings.workers.len();
-    let budget = Budget::new(limit, workers, settings.endpoints_max)
+    let has_hooks = settings.hooks.create.is_some() || settings.hooks.destroy.is_some();
+    let budget = Budget::new(limit, workers, settings.endpoints_max, has_hooks)
         .map_err(|least| StartError::OpenFiles { limit, workers, least })?;
     let Budget { endpoints, wanted, .. } = budget;
     if endpoints < settings.endpoints_max {

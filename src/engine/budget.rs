@@ -1,18 +1,31 @@
 //! What the limits on open files and on locked memory carry.
 //!
-//! Every worker has a queue of both links of every endpoint, and a socket for each source port of
-//! the load balancer that it answers to. A program that finds out in the middle of work that there
-//! is no descriptor left serves some endpoints and not others; this one divides what there is at
-//! the start, and says what to set. Likewise the workers' rings: their memory is locked.
+//! Every worker has a queue of both links of every endpoint, and a daemon that an endpoint's hook
+//! leaves behind keeps the pipe of its output. A program that finds out in the middle of work that
+//! there is no descriptor left serves some endpoints and not others; this one looks at the start
+//! what there is, and says what to set.
+//!
+//! A send socket has no descriptor: it is closed as soon as it is registered with its worker's
+//! ring. But the table of a ring's registered files may not be longer than the limit.
+//!
+//! Likewise the workers' rings: their memory is locked.
 
 /// Send sockets that a worker has at most.
 const SENDERS_MAX: u64 = 1024;
 
-/// Descriptors besides those: log, control, the health port's clients, hooks.
+/// Descriptors of the program as a whole: log, control, the health port with all its clients, and
+/// as many to spare.
 const FIXED: u64 = 200;
 
-/// Descriptors of one worker: ring, eventfd, receive socket, and one to spare.
+/// Descriptors of one worker: ring, eventfd, receive socket, and one for a send socket that is
+/// about to be registered.
 const PER_WORKER: u64 = 4;
+
+/// Descriptors of one hook: both handles on the reading end of its pipe. A daemon keeps them.
+const PER_HOOK: u64 = 2;
+
+/// Registered files of a worker besides send sockets and endpoints' queues: the receive socket.
+const REGISTERED_FIXED: u64 = 1;
 
 /// What the limit carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,29 +39,32 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Divides `limit` descriptors among `workers` workers and up to `endpoints_max` endpoints.
+    /// Divides `limit` descriptors among `workers` workers and up to `endpoints_max` endpoints,
+    /// which may have hooks.
     ///
     /// # Errors
     /// The smallest limit that carries one endpoint, if this one does not.
-    pub(super) fn new(limit: u64, workers: usize, endpoints_max: u16) -> Result<Self, u64> {
+    pub(super) fn new(
+        limit: u64,
+        workers: usize,
+        endpoints_max: u16,
+        has_hooks: bool,
+    ) -> Result<Self, u64> {
         let workers = workers as u64;
         let fixed = FIXED + PER_WORKER * workers;
-        let wanted = fixed + workers * (SENDERS_MAX + 2 * u64::from(endpoints_max));
-        // One endpoint, and as many sockets again: a load balancer has several nodes.
-        let least = fixed + 4 * workers;
+        let per_endpoint = 2 * workers + if has_hooks { PER_HOOK } else { 0 };
+        let least = fixed + per_endpoint;
         if limit < least {
             return Err(least);
         }
-        let spare = limit - fixed;
-        // What the endpoints leave is for sockets, and a quarter in any case.
-        let queues = 2 * workers * u64::from(endpoints_max);
-        let senders = spare.saturating_sub(queues).max(spare / 4) / workers;
-        let senders = senders.clamp(2, SENDERS_MAX);
-        let endpoints = (spare - senders * workers) / (2 * workers);
+        let endpoints = ((limit - fixed) / per_endpoint).min(endpoints_max.into());
+        let senders = (limit - REGISTERED_FIXED - endpoints).min(SENDERS_MAX);
+        let queues = per_endpoint * u64::from(endpoints_max);
+        let registered = REGISTERED_FIXED + SENDERS_MAX + u64::from(endpoints_max);
         Ok(Self {
-            endpoints: u16::try_from(endpoints).unwrap_or(u16::MAX).min(endpoints_max),
+            endpoints: u16::try_from(endpoints).expect("no more than were asked for"),
             senders: u16::try_from(senders).expect("at most 1,024"),
-            wanted,
+            wanted: registered.max(fixed + queues),
         })
     }
 }
@@ -102,40 +118,51 @@ mod tests {
         for (limit, workers, asked, endpoints, senders) in [
             (1_048_576, 64, 1024, 1024, 1024),
             (524_288, 64, 1024, 1024, 1024),
-            (65_536, 64, 1024, 381, 254),
-            (65_536, 64, 100, 100, 816),
-            (1024, 2, 1024, 153, 102),
-            (1024, 64, 1024, 3, 2),
-            (524_288, 256, 4096, 766, 510),
+            (65_536, 64, 1024, 508, 1024),
+            (65_536, 64, 100, 100, 1024),
+            (1024, 2, 1024, 204, 819),
+            (1024, 64, 1024, 4, 1019),
+            (524_288, 256, 4096, 1021, 1024),
             (u64::MAX, 1, 4096, 4096, 1024),
         ] {
-            let budget = Budget::new(limit, workers, asked).unwrap();
+            let budget = Budget::new(limit, workers, asked, false).unwrap();
             let got = (budget.endpoints, budget.senders);
             assert_eq!(got, (endpoints, senders), "{limit} for {workers} workers");
         }
+        let hooks = Budget::new(1024, 2, 1024, true).unwrap();
+        assert_eq!(hooks.endpoints, 136, "a daemon of each costs two");
     }
 
     #[test]
     fn what_is_divided_is_there() {
-        for limit in [216, 300, 1024, 4096, 65_536, 1 << 20] {
-            for workers in [1, 2, 3, 64, 256] {
-                let Ok(budget) = Budget::new(limit, workers, 4096) else { continue };
-                let each = u64::from(budget.senders) + 2 * u64::from(budget.endpoints);
-                let all = FIXED + (PER_WORKER + each) * workers as u64;
+        for limit in [208, 216, 300, 1024, 4096, 65_536, 1 << 20] {
+            for (workers, has_hooks) in
+                [(1, true), (2, false), (2, true), (64, false), (64, true), (256, true)]
+            {
+                let Ok(budget) = Budget::new(limit, workers, 4096, has_hooks) else { continue };
+                let endpoints = u64::from(budget.endpoints);
+                let queues = 2 * endpoints * workers as u64;
+                let pipes = 2 * endpoints * u64::from(has_hooks);
+                let all = FIXED + PER_WORKER * workers as u64 + queues + pipes;
                 assert!(all <= limit, "{limit} for {workers} workers: {budget:?} needs {all}");
-                assert!(budget.endpoints >= 1, "{limit} for {workers} workers: {budget:?}");
+                let registered = REGISTERED_FIXED + u64::from(budget.senders) + endpoints;
+                assert!(registered <= limit, "{limit} for {workers} workers: {budget:?}");
+                assert!(endpoints >= 1, "{limit} for {workers} workers: {budget:?}");
             }
         }
     }
 
     #[test]
     fn what_is_wanted_is_enough() {
-        let budget = Budget::new(1024, 64, 100).unwrap();
-        let enough = Budget::new(budget.wanted, 64, 100).unwrap();
-        assert_eq!((enough.endpoints, enough.senders), (100, 1024));
-        let least = Budget::new(100, 2, 1024).unwrap_err();
-        assert_eq!(least, 216);
-        assert!(Budget::new(least, 2, 1024).is_ok());
+        for (workers, asked) in [(64, 100), (1, 1), (2, 4096)] {
+            let few = Budget::new(700, workers, asked, true).unwrap();
+            let enough = Budget::new(few.wanted, workers, asked, true).unwrap();
+            assert_eq!((enough.endpoints, enough.senders), (asked, 1024));
+        }
+        let least = Budget::new(100, 2, 1024, true).unwrap_err();
+        assert_eq!(least, 214);
+        assert!(Budget::new(least, 2, 1024, true).is_ok());
+        assert!(Budget::new(least - 1, 2, 1024, true).is_err());
     }
 
     #[test]

@@ -139,20 +139,20 @@ fn b09_few_open_files_limit_the_endpoints_and_not_the_service() {
     let args = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-p", "8080", "--workers", "32", "-j"];
     let engine = Engine::start_under(&lab, &few, &args);
     let log = engine.log();
-    let limited = "The limit on open files, 1024, carries 8 endpoints with 32 workers, not 1024: \
-                   set LimitNOFILE=98632.";
+    let limited = "The limit on open files, 1024, carries 10 endpoints with 32 workers, not 1024: \
+                   set LimitNOFILE=67912.";
     assert!(log.contains(limited), "{log}");
     let mut injector = lab.injector();
-    expect_traffic(&mut injector, 8);
-    wait_until("the ninth is refused", || {
-        injector.send(endpoint_id(8), &packets::ping(V4, 1, b"one too many"));
+    expect_traffic(&mut injector, 10);
+    wait_until("the eleventh is refused", || {
+        injector.send(endpoint_id(10), &packets::ping(V4, 1, b"one too many"));
         engine.drops("endpoint_limit") > 0
     });
     let page = engine.status();
     assert_eq!(page["healthy"], true, "{page}");
-    assert_eq!(page["enis"].as_array().map(Vec::len), Some(8), "{page}");
+    assert_eq!(page["enis"].as_array().map(Vec::len), Some(10), "{page}");
     assert!(page["warnings"].to_string().contains("--max-endpoints"), "{page}");
-    expect_traffic(&mut injector, 8);
+    expect_traffic(&mut injector, 10);
 }
 
 /// What systemd lets a service lock, without the capability to lock more: since Linux 6.14 that
