@@ -14,7 +14,8 @@
 //! there, is a file, may be executed, and so may the interpreter of its `#!` line; and neither the
 //! file nor a directory on the way to it can be changed by any user of the host. The way is walked
 //! as the kernel walks it, through symbolic links. In a directory with the sticky bit others
-//! cannot replace a file that is there.
+//! cannot replace a file that is there; below a directory that others cannot enter, as `/root` is
+//! and a home directory may be, they change nothing, whatever the modes.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -36,8 +37,9 @@ use crate::settings::Hooks;
 /// What runs every hook.
 pub(super) const SHELL: &str = "/bin/sh";
 
-/// Bits of a file's mode (inode(7)): others may write; the sticky bit.
+/// Bits of a file's mode (inode(7)): others may write; others may enter; the sticky bit.
 const OTHERS_WRITE: u32 = 0o002;
+const OTHERS_ENTER: u32 = 0o001;
 const STICKY: u32 = 0o1000;
 
 /// Symbolic links on one path before the kernel gives up (`MAXSYMLINKS`, `include/linux/namei.h`).
@@ -170,7 +172,9 @@ fn interpreter(path: &Path) -> Option<PathBuf> {
 /// The file, or the directory on the way to it, that any user of the host can change.
 fn changeable_by_any(path: &Path) -> io::Result<Option<PathBuf>> {
     let mut here = PathBuf::from("/");
-    let mut to_go = std::env::current_dir()?.join(path);
+    // A whole path is good even where the working directory has been removed.
+    let mut to_go =
+        if path.is_absolute() { path.to_owned() } else { std::env::current_dir()?.join(path) };
     for _ in 0..=SYMLINKS_MAX {
         match walk(&mut here, &to_go)? {
             Walk::Changeable => return Ok(Some(here)),
@@ -211,11 +215,22 @@ fn walk(here: &mut PathBuf, path: &Path) -> io::Result<Walk> {
         }
         let metadata = fs::symlink_metadata(&*here)?;
         let is_protected = metadata.is_dir() && metadata.mode() & STICKY != 0;
-        if metadata.mode() & OTHERS_WRITE != 0 && !is_protected {
+        if metadata.mode() & OTHERS_WRITE != 0 && !is_protected && others_reach(here)? {
             return Ok(Walk::Changeable);
         }
     }
     Ok(Walk::Arrived)
+}
+
+/// Whether any user of the host may enter every directory above `place`, whose path has no
+/// symbolic link.
+fn others_reach(place: &Path) -> io::Result<bool> {
+    for directory in place.ancestors().skip(1) {
+        if fs::symlink_metadata(directory)?.mode() & OTHERS_ENTER == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ struct Place(PathBuf);
 impl Place {
     fn new() -> Self {
         let template = std::env::temp_dir().join("gwlbtun-check-XXXXXX");
-        Self(nix::unistd::mkdtemp(&template).unwrap())
+        let place = Self(nix::unistd::mkdtemp(&template).unwrap());
+        place.chmod("", 0o755);
+        place
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -152,6 +154,45 @@ fn what_any_user_can_change_is_refused() {
     place.expect_file("@/open");
     place.chmod("sticky/hook", 0o777);
     place.expect_refusal("@/sticky/hook", "can change \"@/sticky/hook\"");
+}
+
+#[test]
+fn what_others_cannot_reach_they_cannot_change() {
+    let place = Place::new();
+    place.directory("home", 0o755);
+    place.directory("home/open", 0o777);
+    place.file("home/open/hook", SCRIPT, 0o777);
+    place.link("latest", "home/open/hook");
+    for command in ["@/home/open/hook", "@/latest"] {
+        place.expect_refusal(command, "can change \"@/home/open\"");
+        place.chmod("home", 0o750);
+        place.expect_file(command);
+        place.chmod("home", 0o755);
+    }
+    // What a link leads out of protects nothing.
+    place.directory("home/private", 0o700);
+    place.link("home/private/hook", "../open/hook");
+    place.expect_refusal("@/home/private/hook", "can change \"@/home/open\"");
+}
+
+#[test]
+fn a_working_directory_that_is_gone_is_no_obstacle() {
+    let place = Place::new();
+    place.file("hook", SCRIPT, 0o755);
+    place.directory("gone", 0o755);
+    let gone = place.path("gone");
+    std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            // From here on this thread has a working directory of its own.
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+            nix::unistd::chdir(&gone).unwrap();
+            fs::remove_dir(&gone).unwrap();
+            place.expect_file("@/hook");
+            place.expect_shell("@/hook --now");
+            place.expect_refusal("./hook", "cannot be found");
+        });
+        test.join().unwrap();
+    });
 }
 
 #[test]
