@@ -22,14 +22,23 @@ pub struct OpenFiles {
 /// The size of a ring's table of registered files is bound by this limit too.
 ///
 /// # Errors
-/// When the kernel refuses, as a seccomp filter could make it.
+/// When the kernel does not tell the limit, as a seccomp filter could make it.
 pub fn raise_open_files() -> Result<OpenFiles, Error> {
-    let fail = |call| move |errno| Error::new(call, "RLIMIT_NOFILE", errno);
-    let (soft, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(fail("getrlimit"))?;
-    if soft < limit {
-        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map_err(fail("setrlimit"))?;
-    }
+    let (soft, limit) = raise(Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE", setrlimit)?;
     Ok(OpenFiles { limit, before: (soft < limit).then_some(soft) })
+}
+
+/// Raises a soft limit to the hard limit; what it was, and what it is now. It stays where `set` is
+/// refused: the kernel does so where the hard limit on open files is above `fs.nr_open`, which was
+/// lowered later.
+fn raise(
+    resource: Resource,
+    name: &'static str,
+    set: impl FnOnce(Resource, u64, u64) -> nix::Result<()>,
+) -> Result<(u64, u64), Error> {
+    let (soft, hard) = getrlimit(resource).map_err(|errno| Error::new("getrlimit", name, errno))?;
+    let is_raised = soft < hard && set(resource, hard, hard).is_ok();
+    Ok((soft, if is_raised { hard } else { soft }))
 }
 
 /// Raises the limit on locked memory to the hard limit, and returns it in bytes. Nothing where it
@@ -39,14 +48,10 @@ pub fn raise_open_files() -> Result<OpenFiles, Error> {
 /// `io_create_region`, since Linux 6.14).
 ///
 /// # Errors
-/// When the kernel refuses, as a seccomp filter could make it.
+/// When the kernel does not tell the limit, as a seccomp filter could make it.
 pub fn raise_locked_memory() -> Result<Option<u64>, Error> {
-    let fail = |call| move |errno| Error::new(call, "RLIMIT_MEMLOCK", errno);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(fail("getrlimit"))?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard).map_err(fail("setrlimit"))?;
-    }
-    Ok((hard != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(hard))
+    let (_, limit) = raise(Resource::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK", setrlimit)?;
+    Ok((limit != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(limit))
 }
 
 /// Number of the capability to lock any amount of memory (include/uapi/linux/capability.h).
@@ -74,11 +79,14 @@ pub fn memory_bytes() -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
 
     #[test]
     fn limits_are_plausible() {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        let refused = raise(Resource::RLIMIT_NOFILE, "", |_, _, _| Err(Errno::EPERM));
+        assert_eq!(refused, Ok((hard - 1, hard - 1)), "it is used as it is");
         let raised = |before| Ok(OpenFiles { limit: hard, before });
         assert_eq!(raise_open_files(), raised(Some(hard - 1)));
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
