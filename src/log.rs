@@ -33,6 +33,7 @@ use crossbeam_channel::Sender;
 use crate::sys::clock;
 use crate::sys::wall_clock;
 use crate::sys::wall_clock::WallTime;
+use limiter::HeldBack;
 use limiter::Limiter;
 use limiter::Verdict;
 
@@ -116,6 +117,10 @@ pub struct Log {
     shared: Arc<Shared>,
 }
 
+/// There is no room for a line.
+#[derive(Debug)]
+struct QueueFull;
+
 #[derive(Debug)]
 struct Shared {
     thresholds: Thresholds,
@@ -195,9 +200,7 @@ impl Log {
         let verdict = self.shared.limiter().judge(event, clock::now());
         match verdict {
             Verdict::Pass => {}
-            Verdict::PassAfter(held_back) => {
-                self.enqueue(section, level, held_back.to_string());
-            }
+            Verdict::PassAfter(held_back) => self.tell_held_back(section, level, &held_back),
             Verdict::HoldBack => return,
         }
         self.enqueue(section, level, text.to_string());
@@ -211,7 +214,21 @@ impl Log {
         }
     }
 
+    /// Writes how many lines of an event were held back; later, if there is no room now.
+    fn tell_held_back(&self, section: Section, level: Level, held_back: &HeldBack) {
+        if self.offer(section, level, held_back.to_string()).is_err() {
+            self.held_back(held_back.event, held_back.lines);
+        }
+    }
+
     fn enqueue(&self, section: Section, level: Level, text: String) {
+        if self.offer(section, level, text).is_err() {
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a line into the queue, if there is room.
+    fn offer(&self, section: Section, level: Level, text: String) -> Result<(), QueueFull> {
         let current = thread::current();
         // The reference program's main thread goes by the name of the program.
         let name = current.name().filter(|&name| name != "main");
@@ -222,9 +239,7 @@ impl Log {
             level,
             text,
         };
-        if self.queue.try_send(Entry::Line(line)).is_err() {
-            self.shared.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.queue.try_send(Entry::Line(line)).map_err(|_| QueueFull)
     }
 }
 
@@ -439,5 +454,22 @@ mod tests {
         assert!(lost > 0);
         thread.finish();
         drop(reader);
+    }
+
+    #[test]
+    fn a_number_of_lines_is_told_later_if_there_is_no_room() {
+        // Nobody takes anything from this queue, which holds nothing.
+        let (queue, _entries) = crossbeam_channel::bounded(0);
+        let shared = Shared {
+            thresholds: Thresholds::default(),
+            lost: AtomicU64::new(0),
+            limiter: Mutex::default(),
+        };
+        let log = Log { queue, shared: Arc::new(shared) };
+        log.held_back("flood", 5);
+        let due = || log.shared.limiter().overdue(clock::now(), true);
+        log.tell_held_back(Section::Core, Level::Info, &due()[0]);
+        assert_eq!(due()[0].to_string(), "suppressed 5 more lines of flood");
+        assert_eq!(log.shared.lost.load(Ordering::Relaxed), 0);
     }
 }

@@ -29,8 +29,8 @@ pub(super) enum Verdict {
 /// Lines of one event that were not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeldBack {
-    event: &'static str,
-    lines: u64,
+    pub(super) event: &'static str,
+    pub(super) lines: u64,
 }
 
 impl fmt::Display for HeldBack {
