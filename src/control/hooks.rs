@@ -101,6 +101,8 @@ pub enum HookOutcome {
     TimedOut,
     /// The program is stopping: it was never started, or killed at a second request to stop.
     Skipped,
+    /// When its turn came, it was not wanted any more.
+    NotWanted,
     /// It could not be started, for this reason.
     NotStarted(String),
 }
@@ -119,6 +121,7 @@ impl fmt::Display for HookOutcome {
             Self::Signalled(signal) => write!(f, "was ended by signal {signal}"),
             Self::TimedOut => f.write_str("ran too long and was killed"),
             Self::Skipped => f.write_str("was skipped or cut short: the program is stopping"),
+            Self::NotWanted => f.write_str("was not needed any more"),
             Self::NotStarted(reason) => write!(f, "could not be started: {reason}"),
         }
     }
@@ -164,7 +167,7 @@ pub struct HookRunner {
 /// A request, and what is to happen on its way.
 struct Job {
     request: HookRequest,
-    on_turn: Box<dyn FnOnce()>,
+    on_turn: Box<dyn FnOnce() -> bool>,
     reply: oneshot::Sender<HookOutcome>,
 }
 
@@ -190,8 +193,12 @@ impl HookRunner {
     }
 
     /// Runs a hook when its turn comes, and waits for its end. `on_turn` is called before it
-    /// starts, or when it is left out.
-    pub async fn run(&self, request: HookRequest, on_turn: impl FnOnce() + 'static) -> HookOutcome {
+    /// starts, or when it is left out, and says whether it is still wanted.
+    pub async fn run(
+        &self,
+        request: HookRequest,
+        on_turn: impl FnOnce() -> bool + 'static,
+    ) -> HookOutcome {
         let (reply, outcome) = oneshot::channel();
         let job = Job { request, on_turn: Box::new(on_turn), reply };
         if let Err(refused) = self.queue.send(job).await {
@@ -224,9 +231,13 @@ async fn run_in_turn(
         let turn = Arc::clone(&turns).acquire_owned().await;
         let (skipped, log) = (skipped.clone(), log.clone());
         let run = tokio_uring::spawn(async move {
-            on_turn();
+            let outcome = if on_turn() {
+                run_one(&request, skipped, limits, log).await
+            } else {
+                HookOutcome::NotWanted
+            };
             // Whoever asked may have stopped waiting.
-            let _ = reply.send(run_one(&request, skipped, limits, log).await);
+            let _ = reply.send(outcome);
         });
         tokio_uring::spawn(async move {
             // When time is up, the hook goes on by itself.

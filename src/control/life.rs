@@ -120,31 +120,29 @@ impl Life {
             Level::Important,
             format_args!("New interface {gwi} and {gwo} for {called} created."),
         );
-        let created = self.hook(HookAction::Create, || {}).await;
-        let is_served = !control.stopping.get();
-        if is_served {
-            self.attach(&pair, &cells);
-            self.until_idle(&cells).await;
-        } else {
-            control.forget(id, DropReason::Shutdown);
-        }
-        // Other endpoints' hooks may come first: until its own turn this one is served.
-        let (closing, endpoint) = (Rc::clone(&control), self.endpoint);
-        let close = move || {
-            if is_served {
-                closing.post_all(|_| Command::Closing(endpoint));
-            }
-            closing.log.line(
+        let created = self.hook(HookAction::Create, || true).await;
+        let removing = move |control: &Control| {
+            control.log.line(
                 Section::Core,
                 Level::Important,
                 format_args!("Removing interface {gwi} and {gwo} for {called}."),
             );
         };
-        if created {
-            self.hook(HookAction::Destroy, close).await;
+        if control.stopping.get() {
+            control.forget(id, DropReason::Shutdown);
+            if created == HookOutcome::Skipped {
+                // There is nothing to undo where CREATE never began.
+                removing(&control);
+            } else {
+                let ending = Rc::clone(&control);
+                let on_turn = move || {
+                    removing(&ending);
+                    true
+                };
+                self.hook(HookAction::Destroy, on_turn).await;
+            }
         } else {
-            // There is nothing to undo where CREATE never began.
-            close();
+            self.serve_until_removed(&pair, cells, removing).await;
         }
         // At the end of the program the workers stop as a whole, and the links go in one request.
         if !control.stopping.get() {
@@ -154,6 +152,36 @@ impl Life {
             }
         }
         control.status.borrow_mut().remove_endpoint(id);
+    }
+
+    /// Serves it until its DESTROY hook has run. Other endpoints' hooks may come first: until its
+    /// own turn this one is served, and goes on if it is idle no more then.
+    async fn serve_until_removed(
+        &mut self,
+        pair: &LinkPair,
+        cells: Vec<Arc<EndpointCell>>,
+        removing: impl Fn(&Control) + Copy + 'static,
+    ) {
+        let endpoint = self.endpoint;
+        let attached = clock::now();
+        let cells = Rc::new(cells);
+        self.attach(pair, &cells);
+        loop {
+            self.until_idle(attached, &cells).await;
+            let (control, cells) = (Rc::clone(&self.control), Rc::clone(&cells));
+            let on_turn = move || {
+                let is_due = control.stopping.get()
+                    || idle_left(&control, attached, &cells) == Some(Duration::ZERO);
+                if is_due {
+                    control.post_all(|_| Command::Closing(endpoint));
+                    removing(&control);
+                }
+                is_due
+            };
+            if self.hook(HookAction::Destroy, on_turn).await != HookOutcome::NotWanted {
+                return;
+            }
+        }
     }
 
     /// Hands every worker its queues. What it holds for the endpoint goes first.
@@ -172,15 +200,9 @@ impl Life {
     }
 
     /// Waits for the end of the program, or of the endpoint's traffic.
-    async fn until_idle(&mut self, cells: &[Arc<EndpointCell>]) {
-        let attached = clock::now();
-        let limit = self.control.settings.tunnel_idle;
+    async fn until_idle(&mut self, attached: Moment, cells: &[Arc<EndpointCell>]) {
         loop {
-            let left = limit.map(|limit| {
-                let last = cells.iter().map(|cell| cell.last_seen.get()).max();
-                let last = last.unwrap_or(Moment::ZERO).max(attached);
-                limit.saturating_sub(clock::now().since(last))
-            });
+            let left = idle_left(&self.control, attached, cells);
             if left == Some(Duration::ZERO) {
                 return;
             }
@@ -251,21 +273,24 @@ impl Life {
 
     /// Runs the operator's command for `action`, if there is one. Its failure is told and counted,
     /// and changes nothing else: traffic goes on, as it did with the reference program. `on_turn`
-    /// is called before it starts, or when there is none to start. Returns whether it is as if it
-    /// had run: not when it was left out because the program is stopping.
-    async fn hook(&self, action: HookAction, on_turn: impl FnOnce() + 'static) -> bool {
+    /// is called before it starts, or when there is none to start, and says whether it is still
+    /// wanted.
+    async fn hook(
+        &self,
+        action: HookAction,
+        on_turn: impl FnOnce() -> bool + 'static,
+    ) -> HookOutcome {
         let hooks = &self.control.hook_commands;
         let command = match action {
             HookAction::Create => &hooks.create,
             HookAction::Destroy => &hooks.destroy,
         };
         let Some(command) = command else {
-            on_turn();
-            return true;
+            return if on_turn() { HookOutcome::Exited(0) } else { HookOutcome::NotWanted };
         };
         let request = HookRequest { action, command: command.clone(), id: self.id };
         let outcome = self.control.hooks.run(request, on_turn).await;
-        if !outcome.is_success() {
+        if !outcome.is_success() && outcome != HookOutcome::NotWanted {
             self.control.status.borrow_mut().hook_failed();
             self.control.log.line(
                 Section::Core,
@@ -273,7 +298,7 @@ impl Life {
                 format_args!("The {action} hook for {} {outcome}.", self.control.called(self.id)),
             );
         }
-        outcome != HookOutcome::Skipped
+        outcome
     }
 
     fn queue_lost(&self, worker: WorkerId, side: Side, errno: Errno) {
@@ -323,6 +348,14 @@ fn is_for_all(error: &sys::Error) -> bool {
     let is_missing =
         matches!(error.errno, Errno::EPERM | Errno::EACCES | Errno::ENOENT | Errno::ENODEV);
     error.errno == Errno::EPERM || makes_links && is_missing
+}
+
+/// How long until an endpoint is idle, zero if it is; nothing if it never will be.
+fn idle_left(control: &Control, attached: Moment, cells: &[Arc<EndpointCell>]) -> Option<Duration> {
+    let limit = control.settings.tunnel_idle?;
+    let last = cells.iter().map(|cell| cell.last_seen.get()).max();
+    let last = last.unwrap_or(Moment::ZERO).max(attached);
+    Some(limit.saturating_sub(clock::now().since(last)))
 }
 
 /// Sleeps for `left`, or for ever.

@@ -143,6 +143,43 @@ fn packets_during_teardown_lose_nothing() {
 }
 
 #[test]
+fn an_endpoint_that_is_used_again_before_its_turn_to_go_stays() {
+    let lab = Lab::new(0, Config::default());
+    let (destroyed, go) = (lab.scratch.file("destroyed"), lab.scratch.file("go"));
+    let destroy = format!(
+        "f() {{ echo $2 >>{}; while [ ! -e {} ]; do sleep 0.1; done; }}; f",
+        destroyed.display(),
+        go.display()
+    );
+    let args = ["-c", PASSTHROUGH, "-r", &destroy, "-t", "2", "-j"];
+    let mut engine = Engine::start(&lab, &args);
+    let mut injector = lab.injector();
+    ping_through(&mut injector, 0, 1);
+    ping_through(&mut injector, 1, 1);
+    wait_until("the DESTROY of one begins", || destroyed.exists());
+    let first = wait_for("its name", || lines(&destroyed).into_iter().next());
+    let other = usize::from(first == GWI[0]);
+    wait_until("the other is idle too", || {
+        let page = engine.status();
+        let mut endpoints = page["enis"].as_array().into_iter().flatten();
+        let number = format!("{:017x}", endpoint_id(other));
+        let endpoint = endpoints.find(|endpoint| endpoint["eniStr"] == *number).expect("it is");
+        endpoint["tunnelIn"]["secsSincelastPacket"].as_f64() > Some(2.5)
+    });
+    ping_through(&mut injector, other, 2);
+    std::fs::write(&go, "").unwrap();
+    wait_until("the first is gone", || {
+        ping_through(&mut injector, other, 3);
+        engine.links() == [GWI[other], GWO[other]]
+    });
+    assert_eq!(lines(&destroyed).len(), 1);
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    assert_eq!(lines(&destroyed), [first, GWI[other].to_owned()]);
+    injector.assert_clean();
+}
+
+#[test]
 fn descriptors_threads_and_links_are_the_same_after_endpoints_went() {
     let lab = Lab::new(0, Config::default());
     let engine = Engine::passthrough(&lab, &["-t", "1", "--workers", "2"]);

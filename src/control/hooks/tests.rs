@@ -56,7 +56,7 @@ fn short() -> HookLimits {
 fn run(command: &str, limits: HookLimits) -> (HookOutcome, Vec<String>) {
     let paper = Paper::new();
     let outcome = tokio_uring::start(async {
-        HookRunner::start(limits, paper.log.clone()).run(request(command), || {}).await
+        HookRunner::start(limits, paper.log.clone()).run(request(command), || true).await
     });
     (outcome, paper.lines())
 }
@@ -110,7 +110,7 @@ fn a_path_with_blanks_is_run_as_it_is() {
     let limits = HookLimits { open_files: Some(99), ..HookLimits::default() };
     let file = HookRequest { command: HookCommand::File(path.clone().into()), ..request("") };
     let outcome = tokio_uring::start(async {
-        HookRunner::start(limits, paper.log.clone()).run(file, || {}).await
+        HookRunner::start(limits, paper.log.clone()).run(file, || true).await
     });
     std::fs::remove_file(path).unwrap();
     assert_eq!((outcome.is_success(), paper.lines()), (true, vec!["4 CREATE".into(), "99".into()]));
@@ -197,10 +197,10 @@ fn one_that_hangs_delays_the_next_and_does_not_stop_it() {
         let runner = HookRunner::start(short(), paper.log.clone());
         let hanging = tokio_uring::spawn({
             let runner = runner.clone();
-            async move { runner.run(request("echo first; sleep 60; :"), || {}).await }
+            async move { runner.run(request("echo first; sleep 60; :"), || true).await }
         });
         tokio::task::yield_now().await;
-        assert!(runner.run(request("echo second; :"), || {}).await.is_success());
+        assert!(runner.run(request("echo second; :"), || true).await.is_success());
         assert!(!hanging.is_finished());
         assert_eq!(hanging.await.unwrap(), HookOutcome::TimedOut);
     });
@@ -215,7 +215,7 @@ fn hooks_run_one_after_the_other() {
         let run = |name| {
             let command = format!("echo {name} starts; sleep 0.05; echo {name} ends; :");
             let runner = runner.clone();
-            async move { runner.run(request(&command), || {}).await }
+            async move { runner.run(request(&command), || true).await }
         };
         tokio::join!(run("a"), run("b"), run("c"));
     });
@@ -238,6 +238,7 @@ fn most_at_a_time(jobs: u16) -> u32 {
                     let on_turn = move || {
                         begins.set(begins.get() + 1);
                         most.set(most.get().max(begins.get()));
+                        true
                     };
                     let outcome = runner.run(request("sleep 0.1;:"), on_turn).await;
                     now.set(now.get() - 1);
@@ -265,7 +266,7 @@ fn a_daemon_with_the_pipe_delays_nothing_and_is_heard() {
     tokio_uring::start(async {
         let runner = HookRunner::start(limits, paper.log.clone());
         let script = "(sleep 0.3; echo late; exec sleep 60) & echo $!; :";
-        assert!(runner.run(request(script), || {}).await.is_success());
+        assert!(runner.run(request(script), || true).await.is_success());
         time::sleep(Duration::from_millis(800)).await;
     });
     let lines = paper.lines();
@@ -305,7 +306,10 @@ fn a_second_request_to_stop_ends_the_waiting() {
             .map(|_| {
                 let runner = runner.clone();
                 let turns = Rc::clone(&turns);
-                let on_turn = move || turns.set(turns.get() + 1);
+                let on_turn = move || {
+                    turns.set(turns.get() + 1);
+                    true
+                };
                 tokio_uring::spawn(async move { runner.run(request("sleep 60;:"), on_turn).await })
             })
             .collect();
@@ -316,7 +320,7 @@ fn a_second_request_to_stop_ends_the_waiting() {
             assert_eq!(hook.await.unwrap(), HookOutcome::Skipped);
         }
         assert_eq!(turns.get(), 3, "those that are left out are told too");
-        assert_eq!(runner.run(request("true"), || {}).await, HookOutcome::Skipped);
+        assert_eq!(runner.run(request("true"), || true).await, HookOutcome::Skipped);
     });
     assert_eq!(paper.lines(), [""; 0]);
 }
@@ -333,7 +337,7 @@ fn a_daemon_that_writes_without_end_does_not_keep_the_hook_from_ending() {
     let paper = Paper::new();
     tokio_uring::start(async {
         let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
-        let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"), || {});
+        let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"), || true);
         let outcome = time::timeout(Duration::from_secs(10), run).await;
         assert!(outcome.expect("the shell has ended").is_success());
     });
