@@ -61,6 +61,9 @@ use output::Output;
 /// Hooks that wait for their turn; control asks for one per endpoint at a time.
 const QUEUE: usize = 4096;
 
+/// How long a killed hook is waited for.
+const DEATH_MAX: Duration = Duration::from_secs(1);
+
 /// Which event of an endpoint's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookAction {
@@ -366,14 +369,15 @@ fn ended(status: io::Result<ExitStatus>) -> HookOutcome {
     }
 }
 
-/// Kills the hook and everything of its process group, and reaps the hook.
+/// Kills the hook and everything of its process group, and reaps the hook if it dies soon: one that
+/// waits for a dead file server does not, and is left to the runtime to reap.
 async fn kill_group(child: &mut Child) {
     let group = child.id().and_then(|id| i32::try_from(id).ok());
     if let Some(group) = group {
         // It fails when all of them have just ended, which is as well.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
-    let _ = child.wait().await;
+    let _ = time::timeout(DEATH_MAX, child.wait()).await;
 }
 
 #[cfg(test)]

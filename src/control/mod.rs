@@ -460,8 +460,10 @@ impl Control {
         self.changed.notify_one();
     }
 
-    /// Tells the log why an endpoint could not be set up, once for each reason.
+    /// Tells the page why an endpoint could not be set up, and the log once for each reason.
     fn creation_failed(&self, id: EndpointId, error: &NetdevError) {
+        let problem = format!("the interfaces for {} could not be made: {error}", self.called(id));
+        self.status.borrow_mut().set_creation(id, Some(problem));
         let reason = match error {
             NetdevError::Sys(error) => format!("{}: {}", error.call, error.errno.desc()),
             NetdevError::Gone => error.to_string(),

@@ -26,6 +26,9 @@ const TURN_MAX: Duration = Duration::from_secs(2);
 /// How old the published page may get before a request makes a new one.
 const PAGE_AGE_MAX: Duration = Duration::from_millis(100);
 
+/// Endpoints without links that the page lists.
+const NOT_MADE_MAX: usize = 16;
+
 /// What the page says when an endpoint was refused since start.
 const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
                        too many came at once";
@@ -48,6 +51,8 @@ pub(super) struct Status {
     refused: bool,
     /// The end was asked for.
     stopping: bool,
+    /// Endpoints whose links could not be made when that was last tried, and why.
+    not_made: BTreeMap<EndpointId, String>,
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
@@ -76,6 +81,7 @@ impl Status {
             no_device: None,
             refused: false,
             stopping: false,
+            not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             answers: Answers::default(),
@@ -110,6 +116,19 @@ impl Status {
 
     pub(super) const fn hook_failed(&mut self) {
         self.hook_failures += 1;
+    }
+
+    /// An endpoint's links could not be made, or have been made now.
+    pub(super) fn set_creation(&mut self, id: EndpointId, problem: Option<String>) {
+        match problem {
+            Some(problem) if self.not_made.len() < NOT_MADE_MAX => {
+                self.not_made.insert(id, problem);
+            }
+            Some(_) => {}
+            None => {
+                self.not_made.remove(&id);
+            }
+        }
     }
 
     /// Whether links can be made at all: nothing, or the reason why not.
@@ -175,7 +194,8 @@ impl Status {
     /// What an operator should look at.
     fn warnings(&self) -> Vec<String> {
         let refused = self.refused.then(|| REFUSED.to_owned());
-        refused.into_iter().chain(self.answers.warnings()).collect()
+        let not_made = self.not_made.values().cloned();
+        refused.into_iter().chain(not_made).chain(self.answers.warnings()).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {

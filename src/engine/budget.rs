@@ -21,10 +21,11 @@ const FIXED: u64 = 200;
 /// about to be registered.
 const PER_WORKER: u64 = 4;
 
-/// Descriptors of one hook: both handles on the reading end of its pipe. A daemon keeps them.
-const PER_HOOK: u64 = 2;
+/// Descriptors of one hook: both handles on the reading end of its pipe, which a daemon keeps, and
+/// one on its process.
+const PER_HOOK: u64 = 3;
 
-/// Registered files of a worker besides send sockets and endpoints' queues: the receive socket.
+/// Registered files of a worker besides send sockets and endpoints' queues: the raw sender.
 const REGISTERED_FIXED: u64 = 1;
 
 /// What the limit carries.

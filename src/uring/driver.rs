@@ -10,9 +10,10 @@
 //! Writes and sends use these numbers. The socket that receives is not among them: when the process
 //! is killed, the kernel lets go of registered files some time later, and until then that socket
 //! would take its share of the next process's datagrams. Operations that stay with the kernel use
-//! descriptors: until Linux 6.13 a replaced file is let go of only when every operation has ended that used any
-//! registered file before (`io_rsrc_node_ref_zero`, `io_uring/rsrc.c`: nodes go in order), so one
-//! that never ends would keep every send socket and every TUN queue that was ever replaced.
+//! descriptors too: until Linux 6.13 a replaced file is let go of only when every operation has
+//! ended that used any registered file before (`io_rsrc_node_ref_zero`, `io_uring/rsrc.c`: nodes
+//! go in order), so one that never ends would keep every send socket and every TUN queue that was
+//! ever replaced.
 //!
 //! Every start of an operation answers at once with a drop reason if it cannot be queued, so that
 //! no packet is without an owner: plan, slot or counter.

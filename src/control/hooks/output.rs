@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::time;
 
 use super::HookLimits;
 use crate::log::Level;
@@ -17,6 +20,9 @@ use crate::sys::Readiness;
 
 /// Bytes of one read: all that a pipe holds (pipe(7), *Pipe capacity*).
 const READ_BYTES: usize = 64 << 10;
+
+/// Time between two reads of a daemon's output that is not logged any more.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes after which a line is cut in two.
 const LINE_BYTES_MAX: usize = 1024;
@@ -92,6 +98,10 @@ impl Output {
     pub(super) async fn take_until_closed(mut self) {
         while self.open && self.readable().await {
             self.take().await;
+            if self.lines.is_cut {
+                // Nobody will see what it writes: at its pace it would keep this thread busy.
+                time::sleep(UNSEEN_PAUSE).await;
+            }
         }
     }
 }
