@@ -101,14 +101,15 @@ impl Path {
         if entered {
             self.keep(id, datagram, outer);
         } else {
-            self.cell.drops.count(DropReason::EndpointLimit);
+            self.refused(DropReason::EndpointLimit);
         }
         entered
     }
 
-    /// Counts a datagram whose endpoint was not admitted.
-    pub fn refused(&self, reason: DropReason) {
+    /// Counts a datagram that can neither be delivered nor held.
+    pub fn refused(&mut self, reason: DropReason) {
         self.cell.drops.count(reason);
+        self.last_drop = Some(reason);
     }
 
     /// From now on this worker serves the endpoint. What is held for it waits for
@@ -179,8 +180,7 @@ impl Path {
         if self.hold.push(held, datagram, outer) {
             self.cell.held_in.add(1);
         } else {
-            self.cell.drops.count(DropReason::NotReady);
-            self.last_drop = Some(DropReason::NotReady);
+            self.refused(DropReason::NotReady);
         }
     }
 

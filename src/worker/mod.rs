@@ -322,27 +322,18 @@ impl Worker {
             self.sampler.offer(sight, None, &bytes[datagram.clone()], self.now);
         }
         let arrived = Arrived { buffer, bytes: &mut *bytes, datagram: datagram.clone(), outer };
-        let decap = self.path.decap(arrived, self.now, &mut self.plan);
-        if self.sampler.wants_drops()
-            && let Some(reason) = self.path.take_last_drop()
-        {
-            self.sampler.offer(sight, Some(reason), &bytes[datagram.clone()], self.now);
-        }
-        let Decap::Unknown(id) = decap else {
-            return;
-        };
-        let datagram = &bytes[datagram];
-        match self.admission.admit(self.now) {
-            Ok(()) if self.path.announced(id, datagram, outer) => {
-                self.outbox.push_back(Event::EndpointSeen(self.id, id));
-            }
-            Ok(()) => self.admission.release(),
-            Err(reason) => {
-                self.path.refused(reason);
-                if self.sampler.wants_drops() {
-                    self.sampler.offer(sight, Some(reason), datagram, self.now);
+        if let Decap::Unknown(id) = self.path.decap(arrived, self.now, &mut self.plan) {
+            match self.admission.admit(self.now) {
+                Ok(()) if self.path.announced(id, &bytes[datagram.clone()], outer) => {
+                    self.outbox.push_back(Event::EndpointSeen(self.id, id));
                 }
+                Ok(()) => self.admission.release(),
+                Err(reason) => self.path.refused(reason),
             }
+        }
+        if self.sampler.wants_drops() {
+            let dropped = self.path.take_last_drop();
+            self.sampler.offer_dropped(sight, dropped, &bytes[datagram], self.now);
         }
     }
 
@@ -361,8 +352,14 @@ impl Worker {
             let bytes = self.driver.bytes_mut(buffer);
             let start = received::DATAGRAM_START;
             if let Some((len, outer)) = self.path.next_held(endpoint, &mut bytes[start..]) {
-                let arrived = Arrived { buffer, bytes, datagram: start..start + len, outer };
+                let datagram = start..start + len;
+                let arrived = Arrived { buffer, bytes, datagram: datagram.clone(), outer };
                 self.path.decap_held(arrived, self.now, &mut self.plan);
+                if self.sampler.wants_drops() {
+                    let dropped = self.path.take_last_drop();
+                    let bytes = &self.driver.bytes_mut(buffer)[datagram];
+                    self.sampler.offer_dropped(Sight::Datagram(outer), dropped, bytes, self.now);
+                }
             }
         }
     }
@@ -441,8 +438,8 @@ impl Worker {
         if self.sampler.wants_packets() {
             self.sampler.offer(sight, None, packet, self.now);
         }
-        if self.sampler.wants_drops() && dropped.is_some() {
-            self.sampler.offer(sight, dropped, packet, self.now);
+        if self.sampler.wants_drops() {
+            self.sampler.offer_dropped(sight, dropped, packet, self.now);
         }
     }
 

@@ -84,6 +84,19 @@ impl Sampler {
         }
     }
 
+    /// The same for a packet that may have been dropped: only if it was.
+    pub(super) fn offer_dropped(
+        &mut self,
+        sight: Sight,
+        dropped: Option<DropReason>,
+        bytes: &[u8],
+        now: Moment,
+    ) {
+        if dropped.is_some() {
+            self.offer(sight, dropped, bytes, now);
+        }
+    }
+
     /// Tells how many were passed over in windows that are over, where no sample came after them.
     pub(super) fn tell_passed_over(&mut self, now: Moment) {
         if !self.wish.packets && !self.wish.drops {

@@ -46,6 +46,7 @@ struct Bench {
     worker: Worker,
     commands: Mailbox<Command>,
     events: Receiver<Event>,
+    samples: Receiver<Sample>,
     /// Sends to the worker's socket.
     node: UdpSocket,
 }
@@ -83,7 +84,7 @@ impl Bench {
         let wake = Arc::new(EventFd::new().unwrap());
         let (commands, command_queue) = Mailbox::new(64, Arc::clone(&wake));
         let (events, event_queue) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
-        let (samples, _) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
+        let (samples, sample_queue) = Mailbox::new(64, Arc::new(EventFd::new().unwrap()));
         let parts = WorkerParts {
             id: WorkerId(0),
             workers: 1,
@@ -109,7 +110,7 @@ impl Bench {
         };
         let mut worker = Worker::new(parts).unwrap();
         worker.start_streams();
-        Self { worker, commands, events: event_queue, node }
+        Self { worker, commands, events: event_queue, samples: sample_queue, node }
     }
 
     fn command(&mut self, command: Command) {
@@ -136,10 +137,14 @@ impl Bench {
 
     /// A datagram of the endpoint arrives.
     fn arrive(&self, slot: u16) {
+        self.arrive_with(slot, &PACKET);
+    }
+
+    fn arrive_with(&self, slot: u16, packet: &[u8]) {
         let attachment = 0;
         let (endpoint, cookie, family) = (id(slot), *b"abcd", Family::V4);
         let header = gwlb::Repr { endpoint, attachment, cookie, family }.emit();
-        self.node.send(&[&header[..], &PACKET].concat()).unwrap();
+        self.node.send(&[&header[..], packet].concat()).unwrap();
     }
 
     /// Turns until as many datagrams as that were received.
@@ -196,6 +201,31 @@ fn what_arrives_with_the_attachment_finds_room() {
         bench.attach(1);
         bench.receive(held + 4);
         assert_eq!(bench.worker.cell.drops.get(DropReason::NotReady), 1, "the one before");
+    }
+}
+
+/// The log must not lay a drop at the door of the datagram that comes next.
+#[test]
+fn a_dropped_datagram_is_shown_with_its_own_reason() {
+    for mut bench in benches() {
+        let mut policy = Policy::new(Duration::from_secs(350));
+        policy.samples.drops = true;
+        bench.command(Command::Policy(Arc::new(policy)));
+        bench.arrive_with(1, &PACKET[..27]);
+        bench.receive(1);
+        assert!(bench.samples.is_empty(), "it is held");
+        let hosts = bench.attach(1);
+        bench.arrive(1);
+        bench.turn_until("the next is delivered", |_| hosts.cell.to_gwi.packets.get() == 1);
+        for slot in 2..6 {
+            bench.arrive(slot);
+        }
+        bench.receive(6);
+        let header_bytes = 40;
+        let shown: Vec<_> = bench.samples.try_iter().collect();
+        let shown: Vec<_> = shown.iter().map(|s| (s.dropped.unwrap(), s.len)).collect();
+        let told = [(DropReason::InnerTruncated, 27), (DropReason::EndpointLimit, PACKET.len())];
+        assert_eq!(shown, told.map(|(reason, len)| (reason, header_bytes + len)));
     }
 }
 
