@@ -73,7 +73,7 @@ pub struct Args {
         long,
         value_name = "SECS",
         default_value = "350",
-        value_parser = |text: &str| number(text, 1..=u32::MAX),
+        value_parser = seconds_or_default,
         allow_hyphen_values = true
     )]
     pub idle: Number,
@@ -313,6 +313,16 @@ fn seconds_or_never(text: &str) -> Result<Number, String> {
     number(text, 0..=u32::MAX)
 }
 
+/// The same for a time that cannot be none. Whoever writes 0 or -1 wants flows to stay; the
+/// reference program serves them, and the default does too.
+fn seconds_or_default(text: &str) -> Result<Number, String> {
+    let number = seconds_or_never(text)?;
+    if number.value == Some(0) {
+        return Ok(Number { value: None, odd: Some(text.to_owned()) });
+    }
+    Ok(number)
+}
+
 /// Which version's words to speak where the versions of the reference program differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Compat {
@@ -476,6 +486,12 @@ mod tests {
         }
         assert_eq!(seconds_or_never("-5").unwrap().value, Some(0));
         assert!(seconds_or_never("-x").is_err());
+        for text in ["0", "-1", "0s", ""] {
+            let odd = Some(text.to_owned());
+            assert_eq!(seconds_or_default(text), Ok(Number { value: None, odd }), "{text:?}");
+        }
+        assert_eq!(seconds_or_default("5").unwrap().value, Some(5));
+        assert!(seconds_or_default("x").is_err());
         let empty = parse(["gwlbtun", "-p", "", "-t", "", "--udpthreads="].map(OsString::from));
         let empty = empty.unwrap();
         assert_eq!((empty.port.or(7), empty.timeout.or(8)), (7, 8));
@@ -596,7 +612,7 @@ mod tests {
             ("-p 99999", ["--port", "65535"]),
             ("-t x", ["--timeout", "\"x\": not a number"]),
             ("-t 4294967296", ["--timeout", "too large"]),
-            ("-i 0", ["--idle", "\"0\""]),
+            ("-i x", ["--idle", "\"x\": not a number"]),
             ("--udpthreads x", ["--udpthreads", "\"x\""]),
             ("--workers 0", ["--workers", "\"0\""]),
             ("--max-endpoints 5000", ["--max-endpoints", "4096"]),

@@ -443,6 +443,9 @@ mod tests {
                 "--tunthreads \"\" is taken for 1",
             ]
         );
+        let never = settings("-i 0", &[0]).unwrap();
+        assert_eq!(never.tcp_idle, Duration::from_secs(350));
+        assert_eq!(never.warnings, ["-i \"0\" is taken for 350"]);
         let empty = settings("--udpaffinity= --cores= -t= -i=", &[0, 1]).unwrap();
         assert_eq!(cores(&empty), [Some(0), Some(1)]);
         assert_eq!((empty.tunnel_idle, empty.tcp_idle), (None, Duration::from_secs(350)));
