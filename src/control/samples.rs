@@ -82,7 +82,12 @@ impl fmt::Display for Headline<'_> {
             ),
             (Sight::Datagram(outer), Some(reason)) => write!(
                 f,
-                "Geneve Header not OK - dropping {len} bytes from {} port {}. {reason}: {}",
+                "{} {len} bytes from {} port {}. {reason}: {}",
+                if is_about_the_header(*reason) {
+                    "Geneve Header not OK - dropping"
+                } else {
+                    "Dropping"
+                },
                 outer.remote,
                 outer.remote_port,
                 reason.explanation()
@@ -108,6 +113,22 @@ impl fmt::Display for Headline<'_> {
             },
         }
     }
+}
+
+/// Whether the reference's words for a bad GENEVE header fit.
+const fn is_about_the_header(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::Short
+            | DropReason::BadVersion
+            | DropReason::Oam
+            | DropReason::OptionsOverrun
+            | DropReason::OptionMissing
+            | DropReason::OptionDuplicate
+            | DropReason::OptionBadLength
+            | DropReason::CriticalOptionUnknown
+            | DropReason::BadEthertype
+    )
 }
 
 /// A flow as the reference writes it.
@@ -224,6 +245,7 @@ mod tests {
     fn drops_with_their_reason() {
         let samples = [
             sample(DATAGRAM, Some(DropReason::OptionMissing), 0),
+            sample(DATAGRAM, Some(DropReason::EndpointLimit), 0),
             sample(PACKET, Some(DropReason::FlowUnknown), 0),
             sample(PACKET, Some(DropReason::Mtu), 4),
         ];
@@ -234,6 +256,8 @@ mod tests {
                 "geneve,debug) : : Geneve Header not OK - dropping 30 bytes from 10.0.0.1 port \
                  60000. option_missing: The endpoint id, the attachment id or the flow cookie is \
                  missing.",
+                "geneve,debug) : : Dropping 30 bytes from 10.0.0.1 port 60000. endpoint_limit: \
+                 The endpoint is new and the limit on endpoints is reached.",
                 "tunnel,debug) : : Flow PacketHeaderV4: SrcIP: 192.0.2.1, DstIP: 192.0.2.2  Prot \
                  UDP, src pt 7, dst pt 9 has not been seen coming in from GWLB - dropping.  \
                  (Remember - GWLB is for inline inspection only - you cannot source new flows \
