@@ -52,7 +52,8 @@ impl Rig {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let template = std::env::temp_dir().join("gwlbtun-test-XXXXXX");
         let directory = nix::unistd::mkdtemp(&template).unwrap();
-        let words: Vec<OsString> = std::iter::once("gwlbtun")
+        let words: Vec<OsString> = ["gwlbtun", "-i", "77"]
+            .into_iter()
             .chain(flags.iter().copied())
             .map(|word| word.replace('@', directory.to_str().unwrap()).into())
             .collect();
@@ -109,7 +110,8 @@ impl Rig {
         // The policy is posted after the signal handlers are in place.
         rig.expect("both hear the policy", 2, |command| {
             matches!(command, Command::Policy(policy)
-                if policy.other_idle == Duration::from_mins(2))
+                if policy.other_idle == Duration::from_mins(2)
+                    && policy.tcp_idle == Duration::from_secs(77))
         });
         rig
     }
