@@ -179,22 +179,3 @@ fn is_transient(error: &std::io::Error) -> bool {
         .into_iter()
         .any(|errno| error.raw_os_error() == Some(errno as i32))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn busy_polling_is_set_where_the_kernel_has_it() {
-        let features = Features::probe().unwrap();
-        let ring = Ring::new(8, 16, features).unwrap();
-        let set = ring.set_busy_poll(50);
-        assert_eq!(set.is_ok(), features.busy_poll, "{set:?}");
-        if features.busy_poll {
-            // The kernel answers with what was set before.
-            let mut before = Napi::new();
-            ring.submitter().register_napi(&mut before).unwrap();
-            assert_eq!(before.busy_poll_timeout(), 50);
-        }
-    }
-}

@@ -3,7 +3,12 @@
 use std::process::Command;
 use std::process::Output;
 
+use crate::sim::gwlb::Config;
+use crate::support::clock::wait_until;
+use crate::support::engine::Engine;
 use crate::support::engine::PROGRAM;
+use crate::support::lab::Lab;
+use crate::support::process::run as run_in;
 
 /// The answer to `--help`.
 const HELP: &str = include_str!("help.txt");
@@ -55,4 +60,17 @@ fn what_cannot_be_understood_is_one_line_with_status_1() {
         assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr:?}");
         assert!(stderr.starts_with("gwlbtun: ") && stderr.contains(said), "{args:?}: {stderr}");
     }
+}
+
+/// What 3.2 has, and what becomes of it.
+#[test]
+fn receive_queue_and_busy_polling_are_the_programs_own() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::start(&lab, &["--rcvbuf", "3", "--workers", "1"]);
+    let sockets = run_in(&lab.topology.target(), "ss", &["-lunm", "sport", "=", "6081"]);
+    // The kernel keeps twice of what was asked for.
+    assert!(sockets.contains(&format!("rb{}", 2 * (3 << 20))), "{sockets}");
+    drop(engine);
+    let engine = Engine::start(&lab, &["--busypoll", "50", "--kernel-floor"]);
+    wait_until("it is told", || engine.log().contains("--busypoll is without effect"));
 }

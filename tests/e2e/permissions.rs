@@ -138,10 +138,9 @@ fn b09_few_open_files_limit_the_endpoints_and_not_the_service() {
     let few = ["prlimit", "--nofile=1024:1024"];
     let args = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-p", "8080", "--workers", "32", "-j"];
     let engine = Engine::start_under(&lab, &few, &args);
-    let log = engine.log();
     let limited = "The limit on open files, 1024, carries 10 endpoints with 32 workers, not 1024: \
-                   set LimitNOFILE=67912.";
-    assert!(log.contains(limited), "{log}");
+                   set LimitNOFILE=68936.";
+    wait_until("it is told", || engine.log().contains(limited));
     let mut injector = lab.injector();
     expect_traffic(&mut injector, 10);
     wait_until("the eleventh is refused", || {
@@ -153,6 +152,22 @@ fn b09_few_open_files_limit_the_endpoints_and_not_the_service() {
     assert_eq!(page["enis"].as_array().map(Vec::len), Some(10), "{page}");
     assert!(page["warnings"].to_string().contains("--max-endpoints"), "{page}");
     expect_traffic(&mut injector, 10);
+}
+
+/// What systemd gives a service: few at first, many if it asks.
+#[test]
+fn the_limit_on_open_files_is_raised_to_what_may_be() {
+    let lab = Lab::new(0, Config::default());
+    let few = ["prlimit", "--nofile=256:8192"];
+    let mut engine = Engine::start_under(
+        &lab,
+        &few,
+        &["-p", "8080", "--workers", "4", "--max-endpoints", "100"],
+    );
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0));
+    let log = engine.log();
+    assert!(!log.contains("The limit on open files"), "{log}");
 }
 
 /// What systemd lets a service lock, without the capability to lock more: since Linux 6.14 that

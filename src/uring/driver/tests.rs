@@ -305,6 +305,18 @@ fn slots_are_bounded_and_a_small_queue_is_no_bound() {
 }
 
 #[test]
+fn busy_polling_is_set_where_the_kernel_has_it() {
+    for driver in drivers() {
+        if driver.features().busy_poll {
+            // The kernel answers with what was set before.
+            let mut before = io_uring::types::Napi::new();
+            driver.ring.submitter().register_napi(&mut before).unwrap();
+            assert_eq!(before.busy_poll_timeout(), 50);
+        }
+    }
+}
+
+#[test]
 fn the_mailbox_wakes_an_idle_ring_again_and_again() {
     for mut driver in drivers() {
         let wake = EventFd::new().unwrap();
