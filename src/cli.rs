@@ -3,9 +3,10 @@
 //! Nothing here looks at the machine; `settings` decides what the words mean on this host.
 //! Unit files in the field are the contract: short bundles (`-js`), glued values (`-p8080`),
 //! unambiguous long prefixes (`--udpt=4`), a flag given twice (the later one counts) and stray
-//! words (ignored) all work as they do with getopt. A number may have something behind it (`5s`)
-//! or be empty (a variable that is not set): the reference program takes the digits, or its
-//! default, and so does this one, with a warning. What is no number at all, it says in one line.
+//! words (ignored) all work as they do with getopt. A number may have something behind it (`5s`),
+//! be empty (a variable that is not set) or be none (`off`): the reference program takes the
+//! digits, or zero, and so does this one, with a warning. What it cannot serve, it says in one
+//! line.
 //!
 //! This module prints nothing and ends nothing: [`parse`] returns the text for stderr.
 
@@ -84,7 +85,7 @@ pub struct Args {
         long,
         value_name = "PORT",
         default_value = "0",
-        value_parser = |text: &str| number(text, 0..=u32::from(u16::MAX)),
+        value_parser = |text: &str| number_or_none(text, 0..=u32::from(u16::MAX)),
         allow_hyphen_values = true
     )]
     pub port: Number,
@@ -285,32 +286,39 @@ impl Number {
     }
 }
 
-/// Reads the digits at the start of `text`, which may be empty.
+/// Reads the digits at the start of `text`; without any, nothing was typed.
 fn number(text: &str, range: RangeInclusive<u32>) -> Result<Number, String> {
-    let odd = |text: &str| Some(text.to_owned());
     let trimmed = text.trim_ascii_start();
-    if trimmed.is_empty() {
-        return Ok(Number { value: None, odd: odd(text) });
+    if is_negative(trimmed) {
+        return Err("below 0".to_owned());
     }
     let unsigned = trimmed.strip_prefix('+').unwrap_or(trimmed);
     let digits = unsigned.bytes().take_while(u8::is_ascii_digit).count();
-    let Ok(value) = unsigned[..digits].parse() else {
-        let is_large = digits > 0;
-        return Err(if is_large { "too large" } else { "not a number" }.to_owned());
-    };
+    if digits == 0 {
+        return Ok(Number { value: None, odd: Some(text.to_owned()) });
+    }
+    let value = unsigned[..digits].parse().map_err(|_| "too large".to_owned())?;
     if !range.contains(&value) {
         return Err(format!("{value} is not in {}..={}", range.start(), range.end()));
     }
     Ok(Number { value: Some(value), odd: (digits < text.len()).then(|| text.to_owned()) })
 }
 
-/// The same for a time of which the reference program takes a negative one for none.
-fn seconds_or_never(text: &str) -> Result<Number, String> {
-    let negative = text.trim_ascii_start().strip_prefix('-');
-    if negative.is_some_and(|digits| digits.starts_with(|digit: char| digit.is_ascii_digit())) {
+fn is_negative(text: &str) -> bool {
+    text.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// The same for what the reference program takes a negative number for none of.
+fn number_or_none(text: &str, range: RangeInclusive<u32>) -> Result<Number, String> {
+    if is_negative(text.trim_ascii_start()) {
         return Ok(Number { value: Some(0), odd: Some(text.to_owned()) });
     }
-    number(text, 0..=u32::MAX)
+    number(text, range)
+}
+
+/// A time, or none.
+fn seconds_or_never(text: &str) -> Result<Number, String> {
+    number_or_none(text, 0..=u32::MAX)
 }
 
 /// The same for a time that cannot be none. Whoever writes 0 or -1 wants flows to stay; the
@@ -476,22 +484,23 @@ mod tests {
             ("5.5", Some(5), true),
             ("0x1f", Some(0), true),
             ("", None, true),
+            ("none", None, true),
+            ("-", None, true),
         ] {
             let odd = is_odd.then(|| text.to_owned());
             // A plus sign is odd enough to be told, and harmless.
             assert_eq!(read(text), Ok(Number { value, odd }), "{text:?}");
         }
-        for text in ["x", "-1", "101", "99999999999", "-"] {
+        for text in ["-1", "101", "99999999999"] {
             assert!(read(text).is_err(), "{text:?}");
         }
         assert_eq!(seconds_or_never("-5").unwrap().value, Some(0));
-        assert!(seconds_or_never("-x").is_err());
+        assert_eq!(seconds_or_never("-x").unwrap().value, None);
         for text in ["0", "-1", "0s", ""] {
             let odd = Some(text.to_owned());
             assert_eq!(seconds_or_default(text), Ok(Number { value: None, odd }), "{text:?}");
         }
         assert_eq!(seconds_or_default("5").unwrap().value, Some(5));
-        assert!(seconds_or_default("x").is_err());
         let empty = parse(["gwlbtun", "-p", "", "-t", "", "--udpthreads="].map(OsString::from));
         let empty = empty.unwrap();
         assert_eq!((empty.port.or(7), empty.timeout.or(8)), (7, 8));
@@ -608,12 +617,9 @@ mod tests {
     #[test]
     fn a_bad_value_is_told_in_one_line() {
         for (line, needles) in [
-            ("-p abc", ["--port", "\"abc\""]),
+            ("--tunthreads -1", ["--tunthreads", "\"-1\": below 0"]),
             ("-p 99999", ["--port", "65535"]),
-            ("-t x", ["--timeout", "\"x\": not a number"]),
             ("-t 4294967296", ["--timeout", "too large"]),
-            ("-i x", ["--idle", "\"x\": not a number"]),
-            ("--udpthreads x", ["--udpthreads", "\"x\""]),
             ("--workers 0", ["--workers", "\"0\""]),
             ("--max-endpoints 5000", ["--max-endpoints", "4096"]),
             ("-c", ["--cmdnew", "value"]),

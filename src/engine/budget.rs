@@ -131,7 +131,7 @@ mod tests {
             assert_eq!(got, (endpoints, senders), "{limit} for {workers} workers");
         }
         let hooks = Budget::new(1024, 2, 1024, true).unwrap();
-        assert_eq!(hooks.endpoints, 136, "a daemon of each costs two");
+        assert_eq!(hooks.endpoints, 816 / 7, "a daemon of each costs three");
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
                 let Ok(budget) = Budget::new(limit, workers, 4096, has_hooks) else { continue };
                 let endpoints = u64::from(budget.endpoints);
                 let queues = 2 * endpoints * workers as u64;
-                let pipes = 2 * endpoints * u64::from(has_hooks);
+                let pipes = PER_HOOK * endpoints * u64::from(has_hooks);
                 let all = FIXED + PER_WORKER * workers as u64 + queues + pipes;
                 assert!(all <= limit, "{limit} for {workers} workers: {budget:?} needs {all}");
                 let registered = REGISTERED_FIXED + u64::from(budget.senders) + endpoints;
@@ -161,7 +161,7 @@ mod tests {
             assert_eq!((enough.endpoints, enough.senders), (asked, 1024));
         }
         let least = Budget::new(100, 2, 1024, true).unwrap_err();
-        assert_eq!(least, 214);
+        assert_eq!(least, 215);
         assert!(Budget::new(least, 2, 1024, true).is_ok());
         assert!(Budget::new(least - 1, 2, 1024, true).is_err());
     }

@@ -44,7 +44,6 @@ fn what_cannot_be_understood_is_one_line_with_status_1() {
         (&["--h"], "--h"),
         (&["-p"], "--port <PORT> needs a value"),
         (&["-p", "99999"], "--port <PORT>: \"99999\": 99999 is not in 0..=65535"),
-        (&["-p", "abc"], "--port <PORT>: \"abc\""),
         (&["--udpthreads", "-1"], "--udpthreads <N>: \"-1\""),
         (&["--udpthreads", "257"], "257 workers asked for, but a TUN has at most 256 queues"),
         (&["--udpaffinity", "0,,1"], "--udpaffinity \"0,,1\""),
