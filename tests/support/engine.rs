@@ -275,8 +275,25 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// What a failed test wants to know of the target: how far the packets came.
+    fn tell_counters(&self) {
+        let page = self.try_health("/").map_or_else(|error| error.to_string(), |page| page.body);
+        let _ = writeln!(io::stderr(), "--- the health page\n{page}");
+        for command in ["ip -s link show eth0", "grep ^Udp: /proc/net/snmp", "ss -lunm"] {
+            let words: Vec<_> = command.split(' ').collect();
+            let output = self.namespace.command(words[0]).args(&words[1..]).output();
+            let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            let _ = writeln!(io::stderr(), "--- {command}\n{}", text.unwrap_or_default());
+        }
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_counters();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
