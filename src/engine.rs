@@ -38,6 +38,7 @@ use crate::sys;
 use crate::sys::Errno;
 use crate::sys::EventFd;
 use crate::sys::affinity;
+use crate::sys::clock;
 use crate::sys::limits;
 use crate::sys::tun;
 use crate::sys::udp;
@@ -73,6 +74,11 @@ const ENDPOINT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Packets for the log that wait for it.
 const SAMPLES: usize = 256;
+
+/// How long sockets of a process that was killed may be in the way, and how often that is looked
+/// at.
+const PORT_WAIT_MAX: Duration = Duration::from_secs(1);
+const PORT_WAIT_STEP: Duration = Duration::from_millis(5);
 
 /// How long the threads may take to end.
 const END_MAX: Duration = Duration::from_secs(2);
@@ -144,12 +150,32 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     let queue_bytes = settings.receive_queue_bytes;
     let receivers: Result<_, _> =
         settings.workers.iter().map(|_| udp::open_receiver(queue_bytes)).collect();
-    let receivers = receivers.map_err(StartError::UdpPort)?;
+    let receivers: Vec<_> = receivers.map_err(StartError::UdpPort)?;
+    wait_for_the_port(&receivers, settings);
     let listener = match settings.health {
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
     Ok(Proven { hook_commands, open_files_before: open_files.before, driver, receivers, listener })
+}
+
+/// Waits a little until nobody else receives on the port: sockets of a process that was killed are
+/// gone soon. A program that stays is worth a warning; it may be meant, for a hand-over. Where
+/// `/proc` does not tell, there is nothing to wait for.
+#[expect(clippy::disallowed_methods, reason = "nothing else runs yet")]
+fn wait_for_the_port(receivers: &[OwnedFd], settings: &mut Settings) {
+    let start = clock::now();
+    while udp::count_foreign_receivers(receivers).is_ok_and(|count| count > 0) {
+        if clock::now().since(start) >= PORT_WAIT_MAX {
+            settings.warnings.push(
+                "Another program receives on UDP port 6081 too, and gets its share of the \
+                 datagrams: see ss -lunp sport = 6081."
+                    .to_owned(),
+            );
+            break;
+        }
+        thread::sleep(PORT_WAIT_STEP);
+    }
 }
 
 /// Limits the endpoints to what the limit on open files carries.

@@ -67,6 +67,35 @@ pub fn open_receiver(queue_bytes: usize) -> Result<OwnedFd, Error> {
     Ok(fd)
 }
 
+/// Counts the sockets on the receive port, in this network namespace, that are not among `own`.
+///
+/// They take their share of the datagrams. Those of a process that was killed are there until the
+/// kernel has taken its rings apart.
+///
+/// # Errors
+/// When `/proc/thread-self/net/udp` cannot be read.
+pub fn count_foreign_receivers(own: &[OwnedFd]) -> Result<usize, Error> {
+    let table = "/proc/thread-self/net/udp";
+    let text = std::fs::read_to_string(table)
+        .map_err(|error| Error::from_io("read", table.to_owned(), &error))?;
+    let mut inodes = Vec::with_capacity(own.len());
+    for fd in own {
+        let status =
+            nix::sys::stat::fstat(fd).map_err(|errno| Error::new("fstat", "UDP socket", errno))?;
+        inodes.push(status.st_ino.to_string());
+    }
+    let port = format!(":{GENEVE_PORT:04X}");
+    // The columns of net/ipv4/udp.c, `udp4_format_sock`: the second is the local address, the tenth
+    // the inode.
+    let foreign = |line: &&str| {
+        let mut columns = line.split_ascii_whitespace();
+        let is_ours = |inode: &str| inodes.iter().any(|own| own == inode);
+        columns.nth(1).is_some_and(|local| local.ends_with(&port))
+            && !columns.nth(7).is_some_and(is_ours)
+    };
+    Ok(text.lines().filter(foreign).count())
+}
+
 /// Opens a socket that sends from `local` port `port`, and receives nothing.
 ///
 /// # Errors
@@ -176,6 +205,16 @@ mod tests {
 
     /// A loopback address of this test alone, so that nothing else has its ports.
     const LOCAL: Ipv4Addr = Ipv4Addr::new(127, 60, 81, 1);
+
+    #[test]
+    fn sockets_of_others_on_the_port_are_seen() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test needs root");
+        let [own, other] = [open_receiver(0).unwrap(), open_receiver(0).unwrap()];
+        let own = [own];
+        assert_eq!(count_foreign_receivers(&own), Ok(1));
+        drop(other);
+        assert_eq!(count_foreign_receivers(&own), Ok(0));
+    }
 
     #[test]
     fn a_sender_keeps_its_port_and_receives_nothing() {

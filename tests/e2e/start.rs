@@ -160,3 +160,13 @@ fn forbidden_io_uring_is_status_5() {
     seccomp::forbid(&mut command, libc::SYS_io_uring_setup);
     expect_refusal(&mut command, 5, "io_uring");
 }
+
+#[test]
+fn a_program_that_shares_the_port_is_told_and_does_not_stop_the_start() {
+    let lab = Lab::new(0, Config::default());
+    let _first = Engine::start(&lab, &[]);
+    let second = Engine::start_on(&lab, 8081, &[]);
+    let warning = "Another program receives on UDP port 6081 too, and gets its share of the \
+                   datagrams: see ss -lunp sport = 6081.";
+    wait_until("it is told", || second.log().contains(warning));
+}

@@ -280,7 +280,7 @@ impl Engine {
     fn tell_counters(&self) {
         let page = self.try_health("/").map_or_else(|error| error.to_string(), |page| page.body);
         let _ = writeln!(io::stderr(), "--- the health page\n{page}");
-        for command in ["ip -s link show eth0", "grep ^Udp: /proc/net/snmp", "ss -lunm"] {
+        for command in ["ip -s link show eth0", "nstat -as", "ss -lunm"] {
             let words: Vec<_> = command.split(' ').collect();
             let output = self.namespace.command(words[0]).args(&words[1..]).output();
             let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
