@@ -23,14 +23,14 @@
 //!
 //! | layer | modules | must not contain |
 //! |---|---|---|
-//! | 0 | [`types`], [`wire`] | system calls, clocks, unsafe |
+//! | 0 | [`types`], [`wire`] | system calls, clocks, unsafe but for vectors |
 //! | 1 | [`flow`], [`stats`], [`log`], [`cli`] | packet I/O |
 //! | 2 | [`path`], [`sys`] | path: I/O and clocks; sys: packets |
 //! | 3 | [`uring`], [`settings`] | packet knowledge |
 //! | 4 | [`worker`], [`control`] | worker: allocation after start, logs |
 //! | 5 | [`engine`] | packet bytes |
 //!
-//! `unsafe` lives in `sys` and `uring` alone.
+//! `unsafe` lives in `sys` and `uring`, and in `wire/checksum/simd.rs` for vector instructions.
 //!
 //! # Reading order
 //!

@@ -160,12 +160,13 @@ fn one_path_per_import() {
 #[test]
 fn unsafe_stays_behind_its_fence() {
     let mut complaints = Complaints::default();
-    let fenced = |path: &Path| path.starts_with("src/sys") || path.starts_with("src/uring");
+    let fence = ["src/sys", "src/uring", "src/wire/checksum/simd.rs"];
+    let fenced = |path: &Path| fence.iter().any(|inside| path.starts_with(inside));
     for source in sources(&["src"]).iter().filter(|source| !fenced(&source.path)) {
         for (number, line) in source.lines() {
             let code = line.split("//").next().unwrap_or_default();
             if code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe") {
-                complaints.add(source, number, "unsafe belongs into src/sys or src/uring");
+                complaints.add(source, number, &format!("unsafe belongs into {fence:?}"));
             }
         }
     }
