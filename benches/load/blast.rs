@@ -1,13 +1,9 @@
 //! The load: a thread that stands for a Gateway Load Balancer node.
 //!
-//! It sends GENEVE datagrams that are laid out as AWS lays them out: 8 bytes of GENEVE header, then
-//! endpoint id, attachment id and flow cookie, then an inner IPv4/UDP packet with valid checksums.
-//! The layout is written down here a second time, on purpose: a generator that used the program's
-//! own wire code would share its mistakes.
-//!
-//! Everything is built before the first send. Flow *f* belongs to outer source port *f* mod
-//! *ports*; a port's datagrams, one of each of its flows, go out in `sendmmsg`s of up to 64, and
-//! ports take turns. So neighbouring datagrams are of different flows, the target's worst case.
+//! Everything is built before the first send ([`crate::packet`], [`crate::workload`]). Flow *f*
+//! belongs to outer source port *f* mod *ports*. The flows of a port take turns, each with a burst,
+//! until the port's packets repeat; ports take turns send by send. A send is a `sendmmsg` of up to
+//! 64 datagrams, or one message that the kernel cuts into datagrams (`UDP_SEGMENT`).
 
 use std::io::IoSlice;
 use std::net::UdpSocket;
@@ -22,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::resource;
 use nix::sys::resource::Resource;
 use nix::sys::socket::MsgFlags;
@@ -37,41 +34,21 @@ use crate::lab::Host;
 use crate::lab::Lab;
 use crate::measure::now;
 use crate::measure::pause;
+use crate::packet::ENDPOINT_FIRST;
+use crate::packet::Flow;
+use crate::packet::Inner;
+use crate::workload::BATCH_MAX;
+use crate::workload::FLOWS_MAX;
+use crate::workload::Shape;
 
 /// UDP port of GENEVE (RFC 8926 §3.3).
 const GENEVE_PORT: u16 = 6081;
 
-/// Bytes in front of the inner packet: 8 of GENEVE, 12 + 12 + 8 of options.
-pub(crate) const GENEVE_BYTES: usize = 40;
-
-/// Where the inner UDP source port stands in a datagram: it numbers the flow.
-pub(crate) const INNER_PORT_AT: usize = GENEVE_BYTES + 20;
-
 /// First outer source port. The rest of the range up to 65535 is the most there can be.
-const OUTER_PORT_FIRST: u16 = 49_152;
-
-/// Most outer source ports, and most flows.
-pub(crate) const FLOWS_MAX: u16 = 16_384;
-
-/// Most datagrams of one `sendmmsg` (the kernel's limit is 1,024).
-const BATCH_MAX: usize = 64;
-
-/// Id of the first endpoint; further ones count up from it.
-const ENDPOINT_FIRST: u64 = 0x2b8e_e1d4_db0c_51c4;
+pub(crate) const OUTER_PORT_FIRST: u16 = 49_152;
 
 /// Send buffer of each socket: enough that a batch never waits.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
-
-/// Shape of the load.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Workload {
-    /// Inner flows, 1 to [`FLOWS_MAX`].
-    pub(crate) flows: u16,
-    /// Outer source ports, 1 to `flows`.
-    pub(crate) ports: u16,
-    /// Inner UDP payload in bytes, at most 8,472 (an inner packet of 8,500).
-    pub(crate) payload_bytes: u16,
-}
 
 /// The running generator.
 #[derive(Debug)]
@@ -91,7 +68,7 @@ struct Dials {
 
 impl Blast {
     /// Starts sending on the sender's core, at `pps` datagrams per second (0: flood).
-    pub(crate) fn start(lab: &Arc<Lab>, workload: Workload, pps: u64) -> Self {
+    pub(crate) fn start(lab: &Arc<Lab>, shape: Shape, pps: u64) -> Self {
         let dials = Arc::new(Dials {
             sent: AtomicU64::new(0),
             pps: AtomicU64::new(pps),
@@ -102,7 +79,7 @@ impl Blast {
         let thread = thread::spawn(move || {
             lab.enter(Host::Sender)?;
             lab::pin(lab::SENDER_CORE)?;
-            blast(workload, &shared)
+            blast(&shape, &shared)
         });
         Self { dials, thread }
     }
@@ -132,7 +109,8 @@ pub(crate) fn greet(lab: &Arc<Lab>, endpoints: u16) -> Result<(), Failure> {
         lab.enter(Host::Sender)?;
         let socket = outer_socket(OUTER_PORT_FIRST)?;
         for endpoint in 0..endpoints {
-            socket.send(&datagram(ENDPOINT_FIRST + u64::from(endpoint), 0, 18))?;
+            let id = ENDPOINT_FIRST + u64::from(endpoint);
+            socket.send(&Flow::new(id, 0, Inner::Udp).next_datagram(18))?;
         }
         Ok(())
     })
@@ -140,29 +118,37 @@ pub(crate) fn greet(lab: &Arc<Lab>, endpoints: u16) -> Result<(), Failure> {
     .map_err(|_| "the greeter panicked")?
 }
 
-fn blast(workload: Workload, dials: &Dials) -> Result<(), Failure> {
+fn blast(shape: &Shape, dials: &Dials) -> Result<(), Failure> {
     raise_descriptor_limit()?;
     let mut sockets = Vec::new();
-    let mut datagrams = Vec::new();
-    for port in 0..workload.ports {
-        sockets.push(outer_socket(OUTER_PORT_FIRST + port)?);
-        let flows = (port..workload.flows).step_by(usize::from(workload.ports));
-        let built: Vec<Vec<u8>> =
-            flows.map(|flow| datagram(ENDPOINT_FIRST, flow, workload.payload_bytes)).collect();
-        datagrams.push(built);
+    let mut sends = Vec::new();
+    for port in 0..shape.ports {
+        let socket = outer_socket(OUTER_PORT_FIRST + port)?;
+        if !shape.has_checksum {
+            leave_checksum_out(&socket)?;
+        }
+        if shape.is_segmented {
+            let bytes = shape.inner.datagram_bytes(shape.payloads[0]);
+            setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(bytes)?)?;
+        }
+        sockets.push(socket);
+        sends.push(sends_of_port(shape, port));
     }
-    let mut batches: Vec<(&UdpSocket, Vec<[IoSlice<'_>; 1]>)> = Vec::new();
-    for (socket, built) in sockets.iter().zip(&datagrams) {
-        for batch in built.chunks(BATCH_MAX) {
-            let slices = batch.iter().map(|bytes| [IoSlice::new(bytes)]).collect();
-            batches.push((socket, slices));
+    // Ports take turns.
+    let turns = sends.iter().map(Vec::len).max().unwrap_or(0);
+    let mut batches: Vec<(&UdpSocket, &Send, Vec<[IoSlice<'_>; 1]>)> = Vec::new();
+    for turn in 0..turns {
+        for (socket, sends) in sockets.iter().zip(&sends) {
+            let Some(send) = sends.get(turn) else { continue };
+            let slices = send.messages.iter().map(|bytes| [IoSlice::new(bytes)]).collect();
+            batches.push((socket, send, slices));
         }
     }
     let connected: [Option<SockaddrIn>; BATCH_MAX] = [None; BATCH_MAX];
     let mut headers = MultiHeaders::preallocate(BATCH_MAX, None);
 
     let mut pace = Pace::starting(now());
-    for (socket, batch) in batches.iter().cycle() {
+    for (socket, send, slices) in batches.iter().cycle() {
         if dials.stop.load(Ordering::Relaxed) {
             break;
         }
@@ -170,13 +156,13 @@ fn blast(workload: Workload, dials: &Dials) -> Result<(), Failure> {
         let results = sendmmsg(
             socket.as_raw_fd(),
             &mut headers,
-            batch.iter(),
+            slices.iter(),
             connected,
             [],
             MsgFlags::MSG_DONTWAIT,
         );
         let sent = match results {
-            Ok(results) => u64::try_from(results.count())?,
+            Ok(results) => u64::try_from(results.count())? * send.datagrams_per_message,
             // The kernel's queues are full; the rest of the batch is not offered again.
             Err(Errno::EAGAIN | Errno::ENOBUFS) => 0,
             Err(error) => return Err(format!("sendmmsg: {error}").into()),
@@ -185,6 +171,41 @@ fn blast(workload: Workload, dials: &Dials) -> Result<(), Failure> {
         pace.sent += sent;
     }
     Ok(())
+}
+
+/// What goes to the kernel in one call.
+struct Send {
+    messages: Vec<Vec<u8>>,
+    datagrams_per_message: u64,
+}
+
+/// All that one outer port sends, before it repeats.
+fn sends_of_port(shape: &Shape, port: u16) -> Vec<Send> {
+    let mut flows: Vec<_> = (port..shape.flows)
+        .step_by(usize::from(shape.ports))
+        .map(|flow| Flow::new(ENDPOINT_FIRST, flow, shape.inner))
+        .map(|flow| (flow, shape.payloads.iter().cycle()))
+        .collect();
+    let mut datagrams = Vec::new();
+    for _round in 0..shape.rounds {
+        for (flow, payloads) in &mut flows {
+            for payload in payloads.take(usize::from(shape.burst)) {
+                datagrams.push(flow.next_datagram(*payload));
+            }
+        }
+    }
+    let chunks = datagrams.chunks(shape.datagrams_per_send());
+    if !shape.is_segmented {
+        return chunks
+            .map(|chunk| Send { messages: chunk.to_vec(), datagrams_per_message: 1 })
+            .collect();
+    }
+    chunks
+        .map(|chunk| Send {
+            messages: vec![chunk.concat()],
+            datagrams_per_message: u64::try_from(chunk.len()).expect("at most 64"),
+        })
+        .collect()
 }
 
 /// Keeps a rate over the time since it was last changed.
@@ -224,69 +245,30 @@ fn outer_socket(port: u16) -> Result<UdpSocket, Failure> {
     Ok(socket)
 }
 
+/// Datagrams of this socket get no checksum: the field is 0.
+#[expect(unsafe_code, reason = "SO_NO_CHECK has no safe wrapper in nix")]
+fn leave_checksum_out(socket: &UdpSocket) -> Result<(), Failure> {
+    let on: libc::c_int = 1;
+    // SAFETY: the value is an int that lives through the call, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const on).cast(),
+            libc::socklen_t::try_from(size_of_val(&on))?,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// One socket per outer port needs more descriptors than the usual 1,024.
-fn raise_descriptor_limit() -> Result<(), Failure> {
+pub(crate) fn raise_descriptor_limit() -> Result<(), Failure> {
     let wanted = u64::from(FLOWS_MAX) + 256;
     let (soft, hard) = resource::getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < wanted {
         resource::setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))?;
     }
     Ok(())
-}
-
-/// One datagram of `flow` at endpoint `endpoint`.
-fn datagram(endpoint: u64, flow: u16, payload_bytes: u16) -> Vec<u8> {
-    let udp_bytes = 8 + payload_bytes;
-    let mut out = Vec::with_capacity(GENEVE_BYTES + 20 + usize::from(udp_bytes));
-    // GENEVE: 8 words of options, protocol IPv4, VNI 0. Then AWS's class 0x0108, types 1 to 3,
-    // each with its length in words.
-    out.extend([8, 0, 0x08, 0x00, 0, 0, 0, 0]);
-    out.extend([0x01, 0x08, 1, 2]);
-    out.extend(endpoint.to_be_bytes());
-    out.extend([0x01, 0x08, 2, 2]);
-    out.extend(0_u64.to_be_bytes());
-    out.extend([0x01, 0x08, 3, 1]);
-    out.extend((0xc000_0000 | u32::from(flow)).to_be_bytes());
-
-    let [flow_high, flow_low] = flow.to_be_bytes();
-    let addresses = [10, 1, flow_high, flow_low, 10, 2, 0, 1];
-    let mut ip = vec![0x45, 0];
-    ip.extend((20 + udp_bytes).to_be_bytes());
-    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend(addresses);
-    let sum = internet_checksum(&ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-
-    let mut udp = Vec::new();
-    udp.extend((10_000 + flow).to_be_bytes());
-    udp.extend(5201_u16.to_be_bytes());
-    udp.extend(udp_bytes.to_be_bytes());
-    udp.extend([0, 0]);
-    udp.extend((0..payload_bytes).map(|at| at.to_be_bytes()[1]));
-    // The pseudo header of RFC 768: addresses, protocol, length.
-    let mut summed = addresses.to_vec();
-    summed.extend([0, 17]);
-    summed.extend(udp_bytes.to_be_bytes());
-    summed.extend(&udp);
-    // Zero would mean "no checksum"; its other form means the same sum.
-    let sum = match internet_checksum(&summed) {
-        0 => 0xffff,
-        sum => sum,
-    };
-    udp[6..8].copy_from_slice(&sum.to_be_bytes());
-
-    out.extend(ip);
-    out.extend(udp);
-    out
-}
-
-/// RFC 1071, word by word: this runs once per flow, not once per packet.
-fn internet_checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2);
-    let sum = words.fold(0_u32, |sum, word| {
-        let low = word.get(1).copied().unwrap_or(0);
-        let sum = sum + u32::from(u16::from_be_bytes([word[0], low]));
-        (sum & 0xffff) + (sum >> 16)
-    });
-    !u16::try_from(sum).expect("folded into 16 bits")
 }

@@ -50,6 +50,9 @@ pub(crate) const TARGET_CORE: usize = 1;
 /// MTU of the path between load balancer and target inside a VPC (AWS guide, "Network MTU").
 const OUTER_MTU: u16 = 9001;
 
+/// What the sink's counter counts of a datagram beside the inner packet: IPv4, UDP and GENEVE.
+const OVERHEAD_BYTES: u64 = 20 + 8 + 40;
+
 /// One of the two namespaces.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Host {
@@ -120,15 +123,18 @@ impl Lab {
     }
 
     /// Datagrams for port 6081 that have arrived at the sink since the lab was built.
-    pub(crate) fn returned(&self) -> Result<u64, Failure> {
+    pub(crate) fn returned(&self) -> Result<Returned, Failure> {
         let listing = self.run(Host::Sender, "nft -j list counter netdev sink returned")?;
         let listing: serde_json::Value = serde_json::from_str(&listing)?;
-        listing["nftables"]
+        let counter = listing["nftables"]
             .as_array()
             .into_iter()
             .flatten()
-            .find_map(|object| object["counter"]["packets"].as_u64())
-            .ok_or_else(|| format!("no counter in nft's answer {listing}").into())
+            .map(|object| &object["counter"])
+            .find_map(|counter| Some((counter["packets"].as_u64()?, counter["bytes"].as_u64()?)));
+        let (packets, bytes) =
+            counter.ok_or_else(|| format!("no counter in nft's answer {listing}"))?;
+        Ok(Returned { packets, inner_bytes: bytes - packets * OVERHEAD_BYTES })
     }
 
     /// What the kernel counted on the way, whatever the target says about itself.
@@ -148,7 +154,7 @@ impl Lab {
             written_gwi: sum(&target, "gwi-", "rx", "packets"),
             read_gwo: sum(&target, "gwo-", "tx", "packets"),
             lost_at_sink: sum(&links(Host::Sender)?, "vA", "rx", "dropped"),
-            returned: self.returned()?,
+            returned: self.returned()?.packets,
         })
     }
 
@@ -184,6 +190,15 @@ impl Lab {
         let descriptor = self.file(host).as_raw_fd();
         format!("/proc/{}/fd/{descriptor}", std::process::id())
     }
+}
+
+/// What the sink counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Returned {
+    /// Datagrams, each with one inner packet.
+    pub(crate) packets: u64,
+    /// Bytes of these inner packets.
+    pub(crate) inner_bytes: u64,
 }
 
 /// Packets since the lab was built, as the kernel counts them.

@@ -2,7 +2,7 @@
 //!
 //! | value | source |
 //! |---|---|
-//! | packets returned | nft counter at the sink |
+//! | packets and bytes returned | nft counter at the sink |
 //! | CPU time of the target | `/proc/<pid>/task/*/schedstat`, nanoseconds |
 //! | how the cores spent their time | `/proc/stat` |
 //! | memory of the target | `VmRSS` of `/proc/<pid>/status` |
@@ -18,13 +18,14 @@ use serde_json::json;
 
 use crate::lab::Failure;
 use crate::lab::Lab;
+use crate::lab::Returned;
 use crate::lab::TARGET_CORE;
 
 /// One look at a running target and its surroundings.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     at: Instant,
-    returned: u64,
+    returned: Returned,
     sent: u64,
     cpu: Duration,
     core: CoreTicks,
@@ -49,10 +50,16 @@ impl Sample {
 pub(crate) struct Outcome {
     /// Packets that came back, per second.
     pub(crate) returned_per_sec: f64,
+    /// Bits of the inner packets that came back, per nanosecond.
+    pub(crate) gbits_per_sec: f64,
+    /// Mean bytes of the inner packets that came back.
+    pub(crate) inner_bytes: f64,
     /// Packets sent, per second.
     pub(crate) sent_per_sec: f64,
     /// Share of the sent packets that did not come back, in percent.
     pub(crate) loss_percent: f64,
+    /// Packets that were sent back per frame that the target read from gwo: 1, unless it merges.
+    pub(crate) packets_per_frame: f64,
     /// CPU time of the target per returned packet.
     pub(crate) cpu_ns_per_packet: f64,
     /// CPU time of the target per second, in percent of one core. Under a flood it is 100, or
@@ -65,10 +72,16 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The difference of two samples.
-    pub(crate) fn between(first: &Sample, last: &Sample, rss_kib: u64) -> Result<Self, Failure> {
+    /// The difference of two samples. The rest is of the whole run.
+    pub(crate) fn between(
+        first: &Sample,
+        last: &Sample,
+        rss_kib: u64,
+        packets_per_frame: f64,
+    ) -> Result<Self, Failure> {
         let secs = last.at.duration_since(first.at).as_secs_f64();
-        let returned = float(last.returned - first.returned)?;
+        let returned = float(last.returned.packets - first.returned.packets)?;
+        let bytes = float(last.returned.inner_bytes - first.returned.inner_bytes)?;
         let sent = float(last.sent - first.sent)?;
         if returned == 0.0 {
             return Err("nothing came back: nothing was measured".into());
@@ -76,8 +89,11 @@ impl Outcome {
         let cpu_secs = last.cpu.saturating_sub(first.cpu).as_secs_f64();
         Ok(Self {
             returned_per_sec: returned / secs,
+            gbits_per_sec: bytes * 8.0 / secs / 1e9,
+            inner_bytes: bytes / returned,
             sent_per_sec: sent / secs,
             loss_percent: (1.0 - returned / sent) * 100.0,
+            packets_per_frame,
             cpu_ns_per_packet: cpu_secs * 1e9 / returned,
             target_percent: cpu_secs / secs * 100.0,
             rss_kib,
@@ -89,6 +105,9 @@ impl Outcome {
     pub(crate) fn json(&self) -> serde_json::Value {
         json!({
             "returned_per_sec": self.returned_per_sec,
+            "gbits_per_sec": self.gbits_per_sec,
+            "inner_bytes": self.inner_bytes,
+            "packets_per_frame": self.packets_per_frame,
             "sent_per_sec": self.sent_per_sec,
             "loss_percent": self.loss_percent,
             "cpu_ns_per_packet": self.cpu_ns_per_packet,
@@ -176,6 +195,9 @@ pub(crate) fn pause(span: Duration) {
     std::thread::sleep(span);
 }
 
-fn float(count: u64) -> Result<f64, Failure> {
-    Ok(f64::from(u32::try_from(count)?))
+/// A count as a number to reckon with: exact up to 2^53, far above what a run counts.
+pub(crate) fn float(count: u64) -> Result<f64, Failure> {
+    let high = f64::from(u32::try_from(count >> 32)?);
+    let low = f64::from(u32::try_from(count & 0xffff_ffff)?);
+    Ok(high * 4_294_967_296.0 + low)
 }

@@ -27,10 +27,11 @@ use nix::poll::poll;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
-use crate::blast::GENEVE_BYTES;
-use crate::blast::INNER_PORT_AT;
+use crate::blast;
 use crate::lab;
 use crate::lab::Failure;
+use crate::packet::GENEVE_BYTES;
+use crate::packet::inner_port_at;
 use crate::tun;
 use crate::tun::VNET_BYTES;
 
@@ -43,11 +44,9 @@ const BUFFER_BYTES: usize = 9216;
 /// Receive buffer of the socket in bytes, as much as the engine asks for on a large host.
 const RECEIVE_BUFFER_BYTES: usize = 128 << 20;
 
-/// Where the inner source port stands in a frame read from the TUN: behind an IPv4 header.
-const FRAME_PORT_AT: usize = VNET_BYTES + INNER_PORT_AT - GENEVE_BYTES;
-
 /// Relays until standard input ends.
 pub(crate) fn run() -> Result<(), Failure> {
+    blast::raise_descriptor_limit()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081))?;
     socket.set_nonblocking(true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
@@ -115,7 +114,7 @@ impl Relay {
             let origin = Origin { header: *header, outer_port: from.port() };
             // The virtio header takes the place of the end of the GENEVE header.
             header[GENEVE_BYTES - VNET_BYTES..].fill(0);
-            self.origins[port_at(datagram, INNER_PORT_AT)] = origin;
+            self.origins[flow_of(&datagram[GENEVE_BYTES..])] = origin;
             self.gwi.write_all(&datagram[GENEVE_BYTES - VNET_BYTES..])?;
         }
         Ok(())
@@ -131,8 +130,8 @@ impl Relay {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let port = port_at(&self.buffer, FRAME_AT + FRAME_PORT_AT);
-            let Origin { header, outer_port } = self.origins[port];
+            let flow = flow_of(&self.buffer[GENEVE_BYTES..]);
+            let Origin { header, outer_port } = self.origins[flow];
             let sender = match &mut self.senders[usize::from(outer_port)] {
                 Some(sender) => sender,
                 place => place.insert(UdpSocket::bind((lab::TARGET, outer_port))?),
@@ -144,6 +143,8 @@ impl Relay {
     }
 }
 
-fn port_at(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]))
+/// The inner source port, which numbers the flow.
+fn flow_of(packet: &[u8]) -> usize {
+    let at = inner_port_at(packet[0]);
+    usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]))
 }

@@ -44,13 +44,14 @@ use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
-use crate::blast::FLOWS_MAX;
-use crate::blast::GENEVE_BYTES;
-use crate::blast::INNER_PORT_AT;
+use crate::blast;
 use crate::lab;
 use crate::lab::Failure;
+use crate::packet::GENEVE_BYTES;
+use crate::packet::inner_port_at;
 use crate::tun;
 use crate::tun::VNET_BYTES;
+use crate::workload::FLOWS_MAX;
 
 /// Buffers of each of the two rings, a power of two: what can be in flight each way. The kernel
 /// takes them in turn, so all of them are in use; more would only spread over the caches.
@@ -70,9 +71,6 @@ const CONTROL_BYTES: usize = 32;
 /// Where the port stands in a `sockaddr_in`.
 const NAME_PORT_AT: usize = NAME_AT + 2;
 
-/// Where the inner source port stands in a frame read from the TUN: behind an IPv4 header.
-const FRAME_PORT_AT: usize = VNET_BYTES + INNER_PORT_AT - GENEVE_BYTES;
-
 /// Places in the ring's file table. Send sockets follow.
 const UDP: u32 = 0;
 const GWI: u32 = 1;
@@ -91,6 +89,7 @@ const RECEIVE_BUFFER_BYTES: usize = 128 << 20;
 
 /// Relays until standard input ends.
 pub(crate) fn run() -> Result<(), Failure> {
+    blast::raise_descriptor_limit()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081))?;
     setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
@@ -251,10 +250,10 @@ impl Relay {
             sender => sender,
         };
         let whole = self.datagrams.taken(buffer, bytes);
-        let inner_port = u16_at(whole, DATAGRAM_AT + INNER_PORT_AT);
+        let flow = flow_of(&whole[DATAGRAM_AT + GENEVE_BYTES..]);
         let (front, _packet) = whole.split_at_mut(DATAGRAM_AT + GENEVE_BYTES);
         let header: &mut [u8; GENEVE_BYTES] = front.last_chunk_mut().ok_or("no header")?;
-        self.origins[usize::from(inner_port)] = Origin { header: *header, sender };
+        self.origins[flow] = Origin { header: *header, sender };
         header[GENEVE_BYTES - VNET_BYTES..].fill(0);
         let frame = &whole[DATAGRAM_AT + GENEVE_BYTES - VNET_BYTES..];
         let frame_bytes = u32::try_from(frame.len())?;
@@ -265,7 +264,7 @@ impl Relay {
     /// A frame is in `buffer`: sends its packet back the way its flow came.
     fn send(&mut self, buffer: u16, bytes: usize) -> Result<(), Failure> {
         let frame = self.frames.taken(buffer, bytes);
-        let origin = &self.origins[usize::from(u16_at(frame, FRAME_PORT_AT))];
+        let origin = &self.origins[flow_of(&frame[VNET_BYTES..])];
         if origin.sender == 0 {
             return Err("a packet of no flow came back".into());
         }
@@ -423,4 +422,9 @@ fn sink_address() -> Result<libc::sockaddr_in, Failure> {
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The inner source port, which numbers the flow.
+fn flow_of(packet: &[u8]) -> usize {
+    usize::from(u16_at(packet, inner_port_at(packet[0])))
 }

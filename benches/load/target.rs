@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Child;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,6 +29,9 @@ use crate::tun;
 /// Port of the engine's health page.
 const HEALTH_PORT: u16 = 8080;
 
+/// What the engine's health page is asked with.
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n";
+
 /// How long a target may take to answer for the first time.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
@@ -40,6 +44,8 @@ pub(crate) enum Engine {
     RelaySyscalls,
     /// The program of this repository.
     Ours,
+    /// AWS's program, at the path given with `--peer`.
+    Peer,
 }
 
 impl Engine {
@@ -49,6 +55,7 @@ impl Engine {
             Self::RelayUring => "relay-uring",
             Self::RelaySyscalls => "relay-syscalls",
             Self::Ours => "ours",
+            Self::Peer => "peer",
         }
     }
 }
@@ -62,7 +69,12 @@ pub(crate) struct Target {
 
 impl Target {
     /// Starts `engine` on the target's core and returns once it can take datagrams.
-    pub(crate) fn start(lab: &Arc<Lab>, engine: Engine) -> Result<Self, Failure> {
+    /// `peer` is the path of AWS's program.
+    pub(crate) fn start(
+        lab: &Arc<Lab>,
+        engine: Engine,
+        peer: Option<&Path>,
+    ) -> Result<Self, Failure> {
         let mut command = lab.command(Host::Target, lab::TARGET_CORE)?;
         match engine {
             Engine::RelayUring | Engine::RelaySyscalls => {
@@ -74,16 +86,22 @@ impl Target {
                     .args(["--cores", &lab::TARGET_CORE.to_string(), "-c", tun::REDIRECT])
                     .args(["-j", "-p", &HEALTH_PORT.to_string()]);
             }
+            Engine::Peer => {
+                command
+                    .arg(peer.ok_or("the engine \"peer\" needs --peer PATH")?)
+                    .args(["--udpthreads", "1", "--tunthreads", "1", "-c", tun::REDIRECT])
+                    .args(["-j", "-p", &HEALTH_PORT.to_string()]);
+            }
         }
         let output = match engine {
             Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
-            Engine::Ours => Stdio::null(),
+            Engine::Ours | Engine::Peer => Stdio::null(),
         };
         let child = command.stdin(Stdio::piped()).stdout(output).spawn()?;
         let mut target = Self { engine, child };
         match engine {
             Engine::RelayUring | Engine::RelaySyscalls => target.expect_ready()?,
-            Engine::Ours => target.wait_until_healthy(lab)?,
+            Engine::Ours | Engine::Peer => target.wait_until_healthy(lab)?,
         }
         Ok(target)
     }
@@ -93,9 +111,20 @@ impl Target {
         self.child.id()
     }
 
+    /// Whether the target still runs.
+    pub(crate) fn is_running(&mut self) -> Result<bool, Failure> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Ends the target. A relay says how many datagrams it sent; the engine is asked by signal, and
-    /// must end with success.
+    /// must end with success. The peer is killed: it takes seconds to end, and how it ends is not
+    /// what is measured.
     pub(crate) fn stop(mut self) -> Result<Option<u64>, Failure> {
+        if self.engine == Engine::Peer {
+            self.child.kill()?;
+            self.child.wait()?;
+            return Ok(None);
+        }
         drop(self.child.stdin.take());
         if self.engine == Engine::Ours {
             kill(Pid::from_raw(i32::try_from(self.pid())?), Signal::SIGTERM)?;
@@ -110,7 +139,7 @@ impl Target {
         }
         match self.engine {
             Engine::RelayUring | Engine::RelaySyscalls => Ok(Some(last_words.trim().parse()?)),
-            Engine::Ours => Ok(None),
+            Engine::Ours | Engine::Peer => Ok(None),
         }
     }
 
@@ -127,11 +156,13 @@ impl Target {
 
     fn wait_until_healthy(&mut self, lab: &Arc<Lab>) -> Result<(), Failure> {
         let deadline = now() + START_LIMIT;
+        // The peer answers whoever connects, and resets the connection if it was asked something.
+        let request = if self.engine == Engine::Peer { b"" } else { REQUEST };
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("{} ended with {status}", self.engine.name()).into());
             }
-            match health(lab) {
+            match health(lab, request) {
                 Ok(page) if page.starts_with("HTTP/1.1 200") => return Ok(()),
                 answer if now() > deadline => {
                     return Err(format!("not healthy after {START_LIMIT:?}: {answer:?}").into());
@@ -152,7 +183,7 @@ impl Drop for Target {
 
 /// How many endpoints the engine's health page lists.
 pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
-    let answer = health(lab)?;
+    let answer = health(lab, REQUEST)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
     let page: serde_json::Value = serde_json::from_str(body)?;
     // The reference's name for the list of endpoints.
@@ -160,15 +191,15 @@ pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
     Ok(listed.len())
 }
 
-/// The engine's health answer, head and body.
-fn health(lab: &Arc<Lab>) -> Result<String, Failure> {
+/// The target's health answer to `request`, head and body.
+fn health(lab: &Arc<Lab>, request: &'static [u8]) -> Result<String, Failure> {
     let lab = Arc::clone(lab);
     thread::spawn(move || {
         lab.enter(Host::Target)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT));
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(START_LIMIT))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(request)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)

@@ -1,0 +1,180 @@
+//! What is printed: a table with one row per run, then medians and ratios, then one line of JSON.
+
+use std::fs;
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::lab::Failure;
+use crate::measure::Outcome;
+use crate::measure::median;
+use crate::run::Conditions;
+use crate::target::Engine;
+use crate::workload::Shape;
+use crate::workload::Workload;
+
+/// One workload and the runs of each engine under it.
+pub(crate) struct Report<'a> {
+    pub(crate) workload: Workload,
+    pub(crate) shape: Shape,
+    pub(crate) conditions: &'a Conditions<'a>,
+    /// Engines in their order, each with its runs so far.
+    pub(crate) outcomes: Vec<(Engine, Vec<Outcome>)>,
+}
+
+/// Of one engine: a value of its runs over that of another engine's runs just before or after.
+struct Ratio {
+    engine: Engine,
+    of: Engine,
+    runs: Vec<f64>,
+}
+
+impl Report<'_> {
+    /// The line over the rows.
+    pub(crate) fn print_head(&self, out: &mut impl Write) -> Result<(), Failure> {
+        let Shape { flows, ports, has_checksum, .. } = self.shape;
+        writeln!(
+            out,
+            "{}: {flows} flows, {ports} outer ports, outer checksum {}",
+            self.workload.name(),
+            if has_checksum { "present" } else { "0" },
+        )?;
+        writeln!(
+            out,
+            "{:>3}  {:<15}{:>11}{:>8}{:>11}{:>8}{:>14}{:>10}{:>9}   core 1: user system softirq \
+             idle %",
+            "run",
+            "engine",
+            "returned/s",
+            "Gbit/s",
+            "sent/s",
+            "loss %",
+            "cpu ns/packet",
+            "target %",
+            "rss MiB"
+        )?;
+        Ok(())
+    }
+
+    /// Medians, ratios and JSON.
+    pub(crate) fn print_end(&self, out: &mut impl Write) -> Result<(), Failure> {
+        writeln!(out)?;
+        for (engine, runs) in &self.outcomes {
+            writeln!(
+                out,
+                "{}, median {}: {:.0} packets/s, {:.2} Gbit/s, {:.0} ns of CPU per packet, {:.2} \
+                 packets per frame",
+                self.workload.name(),
+                engine.name(),
+                median(runs.iter().map(|run| run.returned_per_sec)),
+                median(runs.iter().map(|run| run.gbits_per_sec)),
+                median(runs.iter().map(|run| run.cpu_ns_per_packet)),
+                median(runs.iter().map(|run| run.packets_per_frame)),
+            )?;
+        }
+        let rates = self.rate_ratios();
+        let costs = self.cost_ratios();
+        for (what, ratios) in [("packets/s", &rates), ("CPU ns per packet", &costs)] {
+            for Ratio { engine, of, runs } in ratios {
+                writeln!(
+                    out,
+                    "{}, {what}, {} / {}: median {:.3} of the runs' ratios ({:.3} to {:.3})",
+                    self.workload.name(),
+                    engine.name(),
+                    of.name(),
+                    median(runs.iter().copied()),
+                    runs.iter().copied().fold(f64::INFINITY, f64::min),
+                    runs.iter().copied().fold(0.0, f64::max),
+                )?;
+            }
+        }
+        writeln!(out, "{}\n", self.json(&rates, &costs)?)?;
+        Ok(())
+    }
+
+    /// Of each engine but the first: its packets/s over those of the first.
+    fn rate_ratios(&self) -> Vec<Ratio> {
+        self.ratios(self.outcomes[0].0, |run| run.returned_per_sec)
+    }
+
+    /// Of each engine but ours: its CPU time per packet over that of ours, if ours runs too.
+    fn cost_ratios(&self) -> Vec<Ratio> {
+        self.ratios(Engine::Ours, |run| run.cpu_ns_per_packet)
+    }
+
+    fn ratios(&self, of: Engine, value: impl Fn(&Outcome) -> f64) -> Vec<Ratio> {
+        let Some((_, base)) = self.outcomes.iter().find(|(engine, _)| *engine == of) else {
+            return Vec::new();
+        };
+        let others = self.outcomes.iter().filter(|(engine, _)| *engine != of);
+        let ratio = |(run, base): (&Outcome, &Outcome)| value(run) / value(base);
+        others
+            .map(|(engine, runs)| Ratio {
+                engine: *engine,
+                of,
+                runs: runs.iter().zip(base).map(ratio).collect(),
+            })
+            .collect()
+    }
+
+    fn json(&self, rates: &[Ratio], costs: &[Ratio]) -> Result<serde_json::Value, Failure> {
+        let runs: serde_json::Map<_, _> = self
+            .outcomes
+            .iter()
+            .map(|(engine, runs)| {
+                let runs: Vec<_> = runs.iter().map(Outcome::json).collect();
+                (engine.name().to_owned(), json!(runs))
+            })
+            .collect();
+        let table = |ratios: &[Ratio]| -> serde_json::Map<_, _> {
+            ratios.iter().map(|ratio| (ratio.engine.name().to_owned(), json!(ratio.runs))).collect()
+        };
+        Ok(json!({
+            "bench": "load",
+            "machine": machine()?,
+            "workload": self.workload.name(),
+            "seconds": self.conditions.seconds,
+            "flows": self.shape.flows,
+            "ports": self.shape.ports,
+            "payload_bytes": self.shape.payloads,
+            "outer_checksum": self.shape.has_checksum,
+            "pps": self.conditions.pps,
+            "gro": self.conditions.gro,
+            "runs": runs,
+            "ratios_to_first": table(rates),
+            "cpu_ratios_to_ours": table(costs),
+        }))
+    }
+}
+
+/// One run as a row of the table.
+pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome) -> String {
+    let core = outcome.core_percent.map(|percent| format!("{percent:.0}"));
+    format!(
+        "{run:>3}  {:<15}{:>11.0}{:>8.2}{:>11.0}{:>8.1}{:>14.0}{:>10.0}{:>9}   {}",
+        engine.name(),
+        outcome.returned_per_sec,
+        outcome.gbits_per_sec,
+        outcome.sent_per_sec,
+        outcome.loss_percent,
+        outcome.cpu_ns_per_packet,
+        outcome.target_percent,
+        outcome.rss_kib / 1024,
+        core.join(" "),
+    )
+}
+
+/// What the figures belong to.
+pub(crate) fn machine() -> Result<serde_json::Value, Failure> {
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map(|rest| rest.trim_start_matches([' ', '\t', ':']));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(json!({
+        "cpu": model,
+        "cores": cpus.lines().filter(|line| line.starts_with("processor")).count(),
+        "kernel": kernel.trim(),
+    }))
+}
