@@ -214,6 +214,13 @@ pub(crate) struct Books {
     pub(crate) returned: u64,
 }
 
+impl Books {
+    /// Datagrams that the target sent and that reached vA.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.returned + self.lost_at_sink
+    }
+}
+
 /// What a child of ours does first: it enters the namespace at `netns`, pins itself to `core`,
 /// asks to be killed when this bench dies, and becomes `command`. Returns only if that failed.
 pub(crate) fn launch(netns: &str, core: usize, command: &[String]) -> Result<(), Failure> {

@@ -39,13 +39,13 @@ use crate::workload::Shape;
 use crate::workload::share;
 
 /// Rate of the load while it is looked at: any target and this socket keep up with it.
-pub(crate) const PPS: u64 = 30_000;
+pub(crate) const PPS: u64 = 10_000;
 
 /// Fewest returned packets that are looked at.
 const PACKETS_MIN: usize = 3000;
 
 /// How long all flows may take to be seen: many times what they take at [`PPS`].
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How far the share of a size may be from what the load claims: some packets are lost at random.
 const SHARE_TOLERANCE: f64 = 0.05;

@@ -181,11 +181,16 @@ impl Drop for Target {
     }
 }
 
-/// How many endpoints the engine's health page lists.
-pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
+/// The engine's health page, as JSON.
+pub(crate) fn page(lab: &Arc<Lab>) -> Result<serde_json::Value, Failure> {
     let answer = health(lab, REQUEST)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
-    let page: serde_json::Value = serde_json::from_str(body)?;
+    Ok(serde_json::from_str(body)?)
+}
+
+/// How many endpoints the engine's health page lists.
+pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
+    let page = page(lab)?;
     // The reference's name for the list of endpoints.
     let listed = page["enis"].as_array().ok_or("no list of endpoints")?;
     Ok(listed.len())
