@@ -37,8 +37,9 @@ const SETTLE_PER_FLOW: Duration = Duration::from_micros(50);
 /// How long what is still in the queues may take to be counted after the load has ended.
 const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 
-/// Starts of the peer before it is given up. AWS's program crashes in about one start of four.
-const PEER_STARTS: u32 = 10;
+/// Starts of the peer before it is given up. AWS's program crashes in one start of four on a quiet
+/// core, and in most starts on a core that it has to share.
+const PEER_STARTS: u32 = 50;
 
 /// What is the same in all runs.
 #[derive(Debug)]
@@ -80,16 +81,14 @@ impl Conditions<'_> {
     }
 
     fn start(&self, engine: Engine, shape: &Shape) -> Result<Running, Failure> {
-        let mut starts = 1;
-        loop {
-            match self.start_once(engine, shape) {
-                Err(error) if engine == Engine::Peer && starts < PEER_STARTS => {
-                    eprintln!("load: start {starts} of the peer failed, trying again: {error}");
-                    starts += 1;
-                }
-                outcome => return outcome,
+        for _ in 1..PEER_STARTS {
+            let outcome = self.start_once(engine, shape);
+            if outcome.is_ok() || engine != Engine::Peer {
+                return outcome;
             }
         }
+        let outcome = self.start_once(engine, shape);
+        outcome.map_err(|error| format!("{PEER_STARTS} starts failed, the last: {error}").into())
     }
 
     fn start_once(&self, engine: Engine, shape: &Shape) -> Result<Running, Failure> {
