@@ -151,8 +151,10 @@ fn bench(args: &Args) -> Result<(), Failure> {
 /// ratios, then one line of JSON.
 fn compare(args: &Args) -> Result<(), Failure> {
     let mut engines = args.engines.clone();
-    if args.peer.is_some() && !engines.contains(&Engine::Peer) {
-        engines.push(Engine::Peer);
+    match (&args.peer, engines.contains(&Engine::Peer)) {
+        (Some(_), false) => engines.push(Engine::Peer),
+        (None, true) => return Err("the engine \"peer\" needs --peer PATH".into()),
+        (Some(_), true) | (None, false) => {}
     }
     let conditions = Conditions {
         peer: args.peer.as_deref(),

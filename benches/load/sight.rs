@@ -2,8 +2,8 @@
 //! name claims, and did each packet come back as its own flow's?
 //!
 //! A packet socket in the sender's namespace sees what goes out through vA and what comes in, before
-//! the sink drops it. It costs the sink's core time, so it is open only after the measured span,
-//! and at a reduced rate ([`PPS`]), so that what it does not see can be told from what it missed.
+//! the sink drops it. It costs time of both cores, so it is open only after the measured span, and
+//! at a reduced rate ([`PPS`]), so that what it does not see can be told from what it missed.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
