@@ -1,7 +1,7 @@
 //! A look at the packets themselves, once the figures are taken: did the load consist of what its
 //! name claims, and did each packet come back as its own flow's?
 //!
-//! A packet socket in the sender's namespace sees what goes out through vA and what comes in, before
+//! A packet socket in the sender's namespace sees what leaves through vA and what comes in, before
 //! the sink drops it. It costs time of both cores, so it is open only after the measured span, and
 //! at a reduced rate ([`PPS`]), so that what it does not see can be told from what it missed.
 
