@@ -194,7 +194,7 @@ pub struct Args {
     pub max_flows: Option<u32>,
 
     /// Have room for so many flows, in six numbers: IPv4 TCP, UDP, other, then IPv6; once more with
-    /// vpce-<id>: before it for an endpoint. Flows share one table here, so the sum counts.
+    /// vpce-ID: before it for an endpoint. Flows share one table here, so the sum counts.
     #[arg(
         help_heading = "Limits",
         long,

@@ -4,7 +4,7 @@
 //! 2026-11-21 19:54:17.303: gwlbtun U001(core,important) : : text
 //! ```
 //!
-//! A caller never waits: a line goes into a queue of [`QUEUE_LINES`], and when the sink is so slow
+//! A caller never waits: a line goes into a queue of 4,096 lines, and when the sink is so slow
 //! that the queue is full the line is counted and lost. What outsiders can provoke goes through
 //! [`Log::event`], which lets 10 lines a second of one event pass and then tells how many it held
 //! back; an attacker cannot fill a disk. Text from outside is cut into lines and cleaned of
