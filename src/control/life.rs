@@ -98,7 +98,7 @@ impl Life {
         match created {
             Some(Ok(pair)) => {
                 control.status.borrow_mut().set_no_device(None);
-                control.status.borrow_mut().set_creation(self.id, None);
+                control.status.borrow_mut().set_made(self.id);
                 self.serve(pair).await;
             }
             Some(Err(error)) => self.give_up(&error).await,

@@ -463,7 +463,7 @@ impl Control {
     /// Tells the page why an endpoint could not be set up, and the log once for each reason.
     fn creation_failed(&self, id: EndpointId, error: &NetdevError) {
         let problem = format!("the interfaces for {} could not be made: {error}", self.called(id));
-        self.status.borrow_mut().set_creation(id, Some(problem));
+        self.status.borrow_mut().set_not_made(id, problem, clock::now());
         let reason = match error {
             NetdevError::Sys(error) => format!("{}: {}", error.call, error.errno.desc()),
             NetdevError::Gone => error.to_string(),

@@ -29,6 +29,10 @@ const PAGE_AGE_MAX: Duration = Duration::from_millis(100);
 /// Endpoints without links that the page lists.
 const NOT_MADE_MAX: usize = 16;
 
+/// How long it lists one that nobody has asked for again. While packets come for it, it is tried
+/// every few seconds.
+const NOT_MADE_AGE_MAX: Duration = Duration::from_mins(1);
+
 /// What the page says when an endpoint was refused since start.
 const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
                        too many came at once";
@@ -51,8 +55,8 @@ pub(super) struct Status {
     refused: bool,
     /// The end was asked for.
     stopping: bool,
-    /// Endpoints whose links could not be made when that was last tried, and why.
-    not_made: BTreeMap<EndpointId, String>,
+    /// Endpoints whose links could not be made when that was last tried, when, and why.
+    not_made: BTreeMap<EndpointId, (Moment, String)>,
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
@@ -118,17 +122,16 @@ impl Status {
         self.hook_failures += 1;
     }
 
-    /// An endpoint's links could not be made, or have been made now.
-    pub(super) fn set_creation(&mut self, id: EndpointId, problem: Option<String>) {
-        match problem {
-            Some(problem) if self.not_made.len() < NOT_MADE_MAX => {
-                self.not_made.insert(id, problem);
-            }
-            Some(_) => {}
-            None => {
-                self.not_made.remove(&id);
-            }
+    /// An endpoint's links could not be made.
+    pub(super) fn set_not_made(&mut self, id: EndpointId, problem: String, now: Moment) {
+        if self.not_made.len() < NOT_MADE_MAX || self.not_made.contains_key(&id) {
+            self.not_made.insert(id, (now, problem));
         }
+    }
+
+    /// An endpoint's links have been made.
+    pub(super) fn set_made(&mut self, id: EndpointId) {
+        self.not_made.remove(&id);
     }
 
     /// Whether links can be made at all: nothing, or the reason why not.
@@ -160,6 +163,7 @@ impl Status {
             let sent = cells.map(|cell| cell.to_gwlb.packets.get()).sum();
             self.answers.sent(sent, now);
         }
+        self.not_made.retain(|_, (tried, _)| now.since(*tried) < NOT_MADE_AGE_MAX);
         let reasons = self.reasons(workers, now);
         self.verdict.judge(now, reasons.is_empty());
     }
@@ -194,7 +198,7 @@ impl Status {
     /// What an operator should look at.
     fn warnings(&self) -> Vec<String> {
         let refused = self.refused.then(|| REFUSED.to_owned());
-        let not_made = self.not_made.values().cloned();
+        let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
         refused.into_iter().chain(not_made).chain(self.answers.warnings()).collect()
     }
 
@@ -235,5 +239,29 @@ impl EndpointState {
         self.removed = removed;
         row.healthy = self.lost.is_none();
         row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Host;
+
+    #[test]
+    fn endpoints_without_links_are_listed_while_somebody_wants_them() {
+        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
+        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
+        let start = Moment::from_secs(100);
+        let mut status = Status::new(&settings, Arc::default(), start);
+        for id in 0..20 {
+            status.set_not_made(EndpointId(id), format!("endpoint {id}"), start);
+        }
+        assert_eq!(status.warnings().len(), NOT_MADE_MAX, "a flood of ids is bounded");
+        status.set_made(EndpointId(0));
+        let later = start.after(NOT_MADE_AGE_MAX);
+        status.set_not_made(EndpointId(1), "endpoint 1 again".to_owned(), later);
+        status.judge(&[], later);
+        assert_eq!(status.warnings(), ["endpoint 1 again"]);
+        assert_eq!(status.reasons(&[], later), [""; 0], "no reason to send flows elsewhere");
     }
 }
