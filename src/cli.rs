@@ -230,6 +230,46 @@ pub struct Args {
     #[arg(help_heading = "Limits", long)]
     pub allow_insecure_hooks: bool,
 
+    /// Write super-packets of up to 64 KiB to gwi, or none: mtu, for tools that dislike packets
+    /// above the MTU.
+    #[arg(
+        help_heading = "Offloads",
+        long,
+        value_enum,
+        value_name = "64k|mtu",
+        default_value_t = MaxFrame::Largest,
+        hide_possible_values = true
+    )]
+    pub gwi_max_frame: MaxFrame,
+
+    /// Handle every packet by itself: all switches below at once.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_offload: bool,
+
+    /// Do not let the kernel merge datagrams that arrive.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_udp_gro: bool,
+
+    /// Do not send several datagrams with one call.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_udp_gso: bool,
+
+    /// Read no TCP super-packets from the TUNs: the kernel cuts them.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_tun_tso: bool,
+
+    /// Read no UDP super-packets from the TUNs.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_tun_uso: bool,
+
+    /// Do not merge TCP segments for gwi.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_tcp_coalescing: bool,
+
+    /// Do not merge UDP datagrams for gwi.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_udp_coalescing: bool,
+
     /// Speak as this version of AWS's program does, on the health page and in the log: 3.0 or 3.2.
     #[arg(
         help_heading = "Compatibility",
@@ -268,6 +308,17 @@ pub struct Args {
     /// Words without a meaning. The reference program passes over them in silence.
     #[arg(hide = true)]
     stray: Vec<OsString>,
+}
+
+/// How large a frame may be that is written to `gwi`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MaxFrame {
+    /// As large as a TUN takes it.
+    #[value(name = "64k")]
+    Largest,
+    /// One packet, as the load balancer sent it.
+    #[value(name = "mtu")]
+    Mtu,
 }
 
 /// A number as the reference program reads it: the digits at the start.

@@ -25,9 +25,11 @@ use std::time::Duration;
 
 use crate::cli::Args;
 pub use crate::cli::Compat;
+use crate::cli::MaxFrame;
 use crate::cli::Number;
 use crate::log::Level;
 use crate::log::Thresholds;
+use crate::types::Offload;
 use crate::types::WorkerId;
 use reserve::ReserveError;
 
@@ -80,6 +82,8 @@ pub struct Settings {
     pub busy_poll_us: u32,
     /// Whether to use only what the oldest supported kernel offers.
     pub kernel_floor: bool,
+    /// Which ways of handling many packets as one may be used.
+    pub offload: Offload,
     /// The workers, numbered from 0; 1 to [`WORKERS_MAX`] of them.
     pub workers: Vec<WorkerSpec>,
     /// Flows to remember at most.
@@ -188,6 +192,7 @@ impl Settings {
             receive_queue_bytes: receive_queue_bytes(args, host, workers.len()),
             busy_poll_us: args.busypoll,
             kernel_floor: args.kernel_floor,
+            offload: offload(args),
             workers,
             flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,
@@ -279,6 +284,23 @@ fn odd_numbers(args: &Args) -> Vec<String> {
         Some(format!("{flag} \"{odd}\" is taken for {}", number.or(default)))
     })
     .collect()
+}
+
+/// The offloads that nobody has switched off.
+fn offload(args: &Args) -> Offload {
+    if args.no_offload {
+        return Offload::NONE;
+    }
+    let super_packets = args.gwi_max_frame == MaxFrame::Largest;
+    let offload = Offload {
+        udp_gro: !args.no_udp_gro,
+        udp_gso: !args.no_udp_gso,
+        tun_tso: !args.no_tun_tso,
+        tun_uso: !args.no_tun_uso,
+        tcp_coalescing: !args.no_tcp_coalescing && super_packets,
+        udp_coalescing: !args.no_udp_coalescing && super_packets,
+    };
+    if args.kernel_floor { offload.floor() } else { offload }
 }
 
 /// A time, if there is one.

@@ -6,6 +6,7 @@ use super::Path;
 use super::count_removed;
 use super::endpoints::Readiness;
 use super::plan::BufferId;
+use super::plan::Job;
 use super::plan::Plan;
 use super::plan::Span;
 use super::plan::Target;
@@ -101,7 +102,14 @@ impl Path {
         let length = |n: usize| u32::try_from(n).expect("a datagram is below 64 KiB");
         let len = length(packet_bytes + virtio_net::HEADER_BYTES);
         let span = Span { buffer, start: length(start), len };
-        plan.push(slot, Target::Gwi, &[span], 1, length(packet_bytes));
+        let job = Job {
+            endpoint: slot,
+            target: Target::Gwi,
+            packets: 1,
+            packet_bytes: length(packet_bytes),
+            datagram_bytes: 0,
+        };
+        plan.push(job, [span]);
     }
 
     /// Stores the datagram's header with its flow.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Path;
 use super::endpoints::Endpoint;
 use super::plan::BufferId;
+use super::plan::Job;
 use super::plan::Plan;
 use super::plan::Span;
 use super::plan::Target;
@@ -143,7 +144,14 @@ fn plan_return(
     let start = length(packet_start - header_bytes);
     let span = Span { buffer, start, len: length(header_bytes + packet_bytes) };
     let target = Target::Outer(stored.outer);
-    plan.push(endpoint.endpoint.slot, target, &[span], 1, length(packet_bytes));
+    let job = Job {
+        endpoint: endpoint.endpoint.slot,
+        target,
+        packets: 1,
+        packet_bytes: length(packet_bytes),
+        datagram_bytes: u16::try_from(span.len).expect("an inner packet is below 9 KiB"),
+    };
+    plan.push(job, [span]);
     Ok(())
 }
 

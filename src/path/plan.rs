@@ -4,13 +4,23 @@
 //! io_uring. A *job* is one write to a TUN or one send to a load balancer node; it gathers one or
 //! more *spans*, which are places in receive buffers. No payload is copied: who executes the job
 //! leases the buffers until the kernel is done with them.
+//!
+//! A job may hold many packets: as one super-packet for a TUN, or as datagrams of one size that the
+//! kernel cuts apart (`UDP_SEGMENT`, udp(7)).
 
 use crate::types::EndpointSlot;
 use crate::types::OuterPath;
 
-/// Most spans of one job, and so most buffers that one operation leases. The kernel segments at
-/// most 64 datagrams of one send (`UDP_MAX_SEGMENTS`, include/linux/udp.h, before 6.9).
-pub const SPANS_MAX: usize = 64;
+/// Most packets of one job. The kernel cuts at most 64 datagrams from one send
+/// (`UDP_MAX_SEGMENTS`, include/linux/udp.h, before 6.9).
+pub const PACKETS_MAX: usize = 64;
+
+/// Most spans of one job, and so most buffers that one operation leases: a header and a payload of
+/// each packet.
+pub const SPANS_MAX: usize = 2 * PACKETS_MAX;
+
+/// Most bytes of one send: the longest UDP payload over IPv4, before it is cut too.
+pub const SEND_BYTES_MAX: usize = 65_507;
 
 /// Which set of receive buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +84,7 @@ pub struct Span {
 pub enum Target {
     /// As one frame to this worker's queue of the endpoint's `gwi`.
     Gwi,
-    /// As one datagram back to the load balancer node.
+    /// As datagrams, one per packet, back to the load balancer node.
     Outer(OuterPath),
 }
 
@@ -85,62 +95,67 @@ pub struct Job {
     pub endpoint: EndpointSlot,
     /// Where the bytes go.
     pub target: Target,
-    /// Inner packets in the job.
+    /// Inner packets in the job, at most [`PACKETS_MAX`].
     pub packets: u32,
     /// Sum of the inner packets' lengths in bytes.
     pub packet_bytes: u32,
+    /// Of a send: bytes of each datagram; the last one may be shorter. Of a write: nothing.
+    pub datagram_bytes: u16,
+}
+
+/// A job and where its spans are.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    job: Job,
     spans_start: u32,
-    spans_len: u32,
+    spans_end: u32,
 }
 
 /// What one turn wants written. Fixed in size: the caller executes it when it is full.
 #[derive(Debug)]
 pub struct Plan {
-    jobs: Vec<Job>,
+    jobs: Vec<Planned>,
     spans: Vec<Span>,
-    jobs_max: usize,
 }
 
 impl Plan {
-    /// An empty plan that holds up to `jobs_max` jobs. This is its only allocation.
+    /// An empty plan that holds up to `jobs_max` jobs, and twice as many spans beside those of one
+    /// job of the largest kind. This is its only allocation.
     pub fn new(jobs_max: usize) -> Self {
         Self {
             jobs: Vec::with_capacity(jobs_max),
-            spans: Vec::with_capacity(jobs_max + SPANS_MAX),
-            jobs_max,
+            spans: Vec::with_capacity(2 * jobs_max + SPANS_MAX),
         }
     }
 
-    /// Whether one more job of [`SPANS_MAX`] spans fits.
-    pub fn has_room(&self) -> bool {
-        self.jobs.len() < self.jobs_max && self.spans.len() + SPANS_MAX <= self.spans.capacity()
+    /// Whether `jobs` more jobs with `spans` spans in all fit.
+    pub fn has_room(&self, jobs: usize, spans: usize) -> bool {
+        self.jobs.len() + jobs <= self.jobs.capacity()
+            && self.spans.len() + spans <= self.spans.capacity()
     }
 
-    /// Adds a job of `packets` packets that gathers `spans`.
+    /// Adds a job that gathers `spans`.
     ///
     /// # Panics
     /// If there is no room, no span, or more than [`SPANS_MAX`] of them.
-    pub fn push(
-        &mut self,
-        endpoint: EndpointSlot,
-        target: Target,
-        spans: &[Span],
-        packets: u32,
-        packet_bytes: u32,
-    ) {
-        assert!(self.has_room() && !spans.is_empty() && spans.len() <= SPANS_MAX);
+    pub fn push(&mut self, job: Job, spans: impl IntoIterator<Item = Span>) {
         let index = |n: usize| u32::try_from(n).expect("a plan is small");
-        let spans_start = index(self.spans.len());
-        let spans_len = index(spans.len());
-        self.spans.extend_from_slice(spans);
-        self.jobs.push(Job { endpoint, target, packets, packet_bytes, spans_start, spans_len });
+        let spans_start = self.spans.len();
+        assert!(self.has_room(1, 1), "a plan does not grow");
+        for span in spans {
+            assert!(self.spans.len() < self.spans.capacity(), "a plan does not grow");
+            self.spans.push(span);
+        }
+        let count = self.spans.len() - spans_start;
+        assert!((1..=SPANS_MAX).contains(&count), "{count} spans");
+        let (spans_start, spans_end) = (index(spans_start), index(self.spans.len()));
+        self.jobs.push(Planned { job, spans_start, spans_end });
     }
 
     /// The jobs, in the order in which they shall be started, each with its spans.
     pub fn jobs(&self) -> impl Iterator<Item = (&Job, &[Span])> {
-        self.jobs.iter().map(|job| {
-            let start = job.spans_start as usize;
-            (job, &self.spans[start..start + job.spans_len as usize])
+        self.jobs.iter().map(|Planned { job, spans_start, spans_end }| {
+            (job, &self.spans[*spans_start as usize..*spans_end as usize])
         })
     }
 
@@ -161,12 +176,29 @@ impl Plan {
     }
 }
 
+/// The receive buffers that packets are in, for whoever plans.
+pub trait Buffers {
+    /// The bytes of a buffer of this batch, headroom included.
+    ///
+    /// # Panics
+    /// If the buffer is not held, or an operation uses it: what was planned from it is executed.
+    fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8];
+
+    /// One more buffer of this batch, to write headers into. Nothing if none is free.
+    fn take_scratch(&mut self) -> Option<BufferId>;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn span(index: u16) -> Span {
         Span { buffer: BufferId::new(Group::Udp, index), start: 10, len: 20 }
+    }
+
+    fn job(packets: u32) -> Job {
+        let (endpoint, target) = (EndpointSlot(7), Target::Gwi);
+        Job { endpoint, target, packets, packet_bytes: 20 * packets, datagram_bytes: 0 }
     }
 
     #[test]
@@ -182,26 +214,25 @@ mod tests {
     #[test]
     fn jobs_come_back_in_order_with_their_spans() {
         let mut plan = Plan::new(3);
-        let slot = EndpointSlot(7);
-        plan.push(slot, Target::Gwi, &[span(1)], 1, 20);
-        plan.push(slot, Target::Gwi, &[span(2), span(3)], 2, 40);
-        let spans: Vec<_> = plan.jobs().map(|(_, spans)| spans.to_vec()).collect();
-        assert_eq!(spans, [vec![span(1)], vec![span(2), span(3)]]);
-        assert!(plan.has_room());
-        plan.push(slot, Target::Gwi, &[span(4)], 1, 20);
-        assert!(!plan.has_room());
+        plan.push(job(1), [span(1)]);
+        plan.push(job(2), [span(2), span(3)]);
+        let planned: Vec<_> = plan.jobs().map(|(job, spans)| (*job, spans.to_vec())).collect();
+        assert_eq!(planned, [(job(1), vec![span(1)]), (job(2), vec![span(2), span(3)])]);
+        assert!(plan.has_room(1, 1));
+        plan.push(job(1), [span(4)]);
+        assert!(!plan.has_room(1, 1));
         plan.clear();
-        assert!(plan.is_empty() && plan.has_room());
+        assert!(plan.is_empty() && plan.has_room(3, 6) && !plan.has_room(4, 4));
     }
 
     #[test]
     fn a_plan_does_not_grow() {
         let mut plan = Plan::new(100);
-        let full = vec![span(0); SPANS_MAX];
-        while plan.has_room() {
-            plan.push(EndpointSlot(0), Target::Gwi, &full, 1, 1);
+        let capacities = (plan.jobs.capacity(), plan.spans.capacity());
+        while plan.has_room(1, SPANS_MAX) {
+            plan.push(job(1), [span(0); SPANS_MAX]);
         }
         assert!(!plan.is_empty());
-        assert!(plan.spans.len() <= plan.spans.capacity() && plan.spans.capacity() < 300);
+        assert_eq!((plan.jobs.capacity(), plan.spans.capacity()), capacities);
     }
 }

@@ -11,6 +11,7 @@ mod endpoint;
 mod flow_kind;
 mod moment;
 mod names;
+mod offload;
 
 pub use drop_reason::DropReason;
 pub use endpoint::EndpointId;
@@ -22,6 +23,7 @@ pub use flow_kind::FlowKind;
 pub use moment::Moment;
 pub use names::LinkName;
 pub use names::Side;
+pub use offload::Offload;
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -48,6 +48,7 @@ use crate::path::plan::BufferId;
 use crate::path::plan::Group;
 use crate::path::plan::Job;
 use crate::path::plan::Plan;
+use crate::path::plan::SPANS_MAX;
 use crate::path::plan::Target;
 use crate::stats::WorkerCell;
 use crate::sys::Errno;
@@ -543,7 +544,7 @@ impl Worker {
 
     /// Makes sure that the plan takes one more packet.
     fn make_room(&mut self) {
-        if !self.plan.has_room() {
+        if !self.plan.has_room(1, SPANS_MAX) {
             self.execute();
         }
     }

@@ -440,7 +440,9 @@ mod tests {
         let buffer = driver.take_buffer(Group::Tun).unwrap();
         let mut plan = Plan::new(1);
         let span = Span { buffer, start: 0, len: 1 };
-        plan.push(EndpointSlot(slot), Target::Gwi, &[span], 1, 1);
+        let endpoint = EndpointSlot(slot);
+        let target = Target::Gwi;
+        plan.push(Job { endpoint, target, packets: 1, packet_bytes: 1, datagram_bytes: 0 }, [span]);
         let (job, spans) = plan.jobs().next().unwrap();
         driver.prepare_send(SenderId::RECEIVER, *TO.ip(), TO, job, spans).unwrap()
     }
@@ -509,7 +511,9 @@ mod tests {
         let buffer = driver.take_buffer(Group::Tun).unwrap();
         let mut plan = Plan::new(1);
         let span = Span { buffer, start: 8, len: 92 };
-        plan.push(EndpointSlot(0), Target::Outer(outer(60_003)), &[span], 1, 92);
+        let (endpoint, target) = (EndpointSlot(0), Target::Outer(outer(60_003)));
+        let job = Job { endpoint, target, packets: 1, packet_bytes: 92, datagram_bytes: 92 };
+        plan.push(job, [span]);
         let (job, spans) = plan.jobs().next().unwrap();
         let sent = prepare(&mut driver, SenderId::RAW, &outer(60_003), job, spans).unwrap();
         senders.start(&mut driver, sent).unwrap();

@@ -13,6 +13,7 @@ use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
 use super::*;
+use crate::path::plan::Job;
 use crate::path::plan::Plan;
 use crate::path::plan::Target;
 use crate::sys::EventFd;
@@ -145,7 +146,8 @@ fn job_of(driver: &mut Driver, target: Target, texts: &[&[u8]]) -> (Plan, Vec<Bu
         spans.push(Span { buffer, start: 100, len });
         buffers.push(buffer);
     }
-    plan.push(SLOT, target, &spans, 1, 9);
+    let job = Job { endpoint: SLOT, target, packets: 1, packet_bytes: 9, datagram_bytes: 0 };
+    plan.push(job, spans);
     (plan, buffers)
 }
 
