@@ -99,6 +99,18 @@ impl Sum {
         self.fold() == u16::MAX
     }
 
+    /// The sum of one word, given as a number.
+    #[inline]
+    pub const fn of_word(word: u16) -> Self {
+        Self { words: u16::from_le_bytes(word.to_be_bytes()) as u64, odd: false }
+    }
+
+    /// The sum of two words, given as one number.
+    #[inline]
+    pub const fn of_double_word(words: u32) -> Self {
+        Self { words: u32::from_le_bytes(words.to_be_bytes()) as u64, odd: false }
+    }
+
     /// The sum of `bytes`, whose `words` have been added up.
     #[inline]
     fn of(words: u64, bytes: &[u8]) -> Self {

@@ -6,6 +6,7 @@
 //! | [`gwlb`] | the three options of a load balancer | AWS guide, "Gateway Load Balancers" |
 //! | [`inner`] | which flow an inner packet belongs to | RFC 791, 8200, 9293, 768 |
 //! | [`ipv4`], [`ipv6`], [`tcp`], [`udp`], [`icmp`] | header views | the same |
+//! | [`gro`], [`gso`] | merging packets into a super-packet, and cutting one | kernel, RFC 6864 |
 //! | [`virtio_net`] | what precedes each packet on a TUN | `include/uapi/linux/virtio_net.h` |
 //! | [`checksum`] | the Internet checksum | RFC 1071, 1624 |
 //!
@@ -16,6 +17,8 @@
 pub mod checksum;
 mod field;
 pub mod geneve;
+pub mod gro;
+pub mod gso;
 pub mod gwlb;
 pub mod icmp;
 pub mod inner;
