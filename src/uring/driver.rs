@@ -36,6 +36,7 @@ use nix::libc;
 use super::buffers::BufferGroup;
 use super::buffers::GroupPlan;
 use super::operations::Ended;
+use super::operations::Envelope;
 use super::operations::Operations;
 use super::received;
 use super::ring::Features;
@@ -307,12 +308,16 @@ impl Driver {
         Ok(())
     }
 
-    /// Prepares to send a job's spans as one datagram from `local` to `remote`.
-    /// [`Self::start_send`] starts it. A send socket is bound to `local`; the receive socket and
-    /// the raw sender, which are not, are told. What the raw sender sends begins with a UDP header.
+    /// Prepares to send a job's spans as one datagram from `local` to `remote`, or as one datagram
+    /// per packet, which the kernel cuts. [`Self::start_send`] starts it. A send socket is bound to
+    /// `local`; the receive socket and the raw sender, which are not, are told. What the raw sender
+    /// sends begins with a UDP header, and is never cut.
     ///
     /// # Errors
     /// [`DropReason::NoBuffer`] when no slot is free.
+    ///
+    /// # Panics
+    /// If the raw sender shall send several datagrams at once.
     pub fn prepare_send(
         &mut self,
         sender: SenderId,
@@ -321,10 +326,12 @@ impl Driver {
         job: &Job,
         spans: &[Span],
     ) -> Result<Token, DropReason> {
+        let cut = (job.packets > 1).then_some(job.datagram_bytes);
+        assert!(cut.is_none() || sender != SenderId::RAW, "a raw socket does not cut");
         let key = self.claim(job, spans, sender.0)?;
         let vectors = self.fill_vectors(key, spans);
         let from = sender.is_any_address().then_some(local);
-        self.operations.fill_message(key, from, remote, vectors);
+        self.operations.fill_message(key, Envelope { from, remote, cut }, vectors);
         Ok(token(Operation::Send, sender.0, key.generation, key.slot))
     }
 
@@ -351,11 +358,11 @@ impl Driver {
     }
 
     fn claim(&mut self, job: &Job, spans: &[Span], queue: u16) -> Result<SlotKey, DropReason> {
-        let buffers = spans.iter().map(|span| span.buffer);
+        let buffers = distinct_buffers(spans);
         let key = self.operations.claim(job, queue, buffers).ok_or(DropReason::NoBuffer)?;
-        for span in spans {
-            let leases = self.group_mut(span.buffer.group()).leases();
-            leases.lease(span.buffer.index()).expect("a plan names held buffers only");
+        for buffer in distinct_buffers(spans) {
+            let leases = self.group_mut(buffer.group()).leases();
+            leases.lease(buffer.index()).expect("a plan names held buffers only");
         }
         Ok(key)
     }
@@ -548,6 +555,15 @@ pub fn queue_number(slot: EndpointSlot, side: Side) -> u16 {
 pub fn queue_of(number: u16) -> (EndpointSlot, Side) {
     let side = if number.is_multiple_of(2) { Side::Gwi } else { Side::Gwo };
     (EndpointSlot(number / 2), side)
+}
+
+/// The buffers to lease for `spans`. Headers and payloads take turns in a send of many datagrams:
+/// a buffer that one of the two spans before has leased is not leased again.
+fn distinct_buffers(spans: &[Span]) -> impl Iterator<Item = BufferId> {
+    spans.iter().enumerate().filter_map(|(place, span)| {
+        let before = &spans[place.saturating_sub(2)..place];
+        (!before.iter().any(|other| other.buffer == span.buffer)).then_some(span.buffer)
+    })
 }
 
 fn token(operation: Operation, queue: u16, generation: u8, slot: u32) -> Token {

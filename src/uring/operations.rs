@@ -39,6 +39,17 @@ pub struct Ended {
     pub packet_bytes: u32,
 }
 
+/// Where a send goes, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Envelope {
+    /// The address that it leaves from, where the socket is not bound to one.
+    pub(super) from: Option<Ipv4Addr>,
+    /// Where to.
+    pub(super) remote: SocketAddrV4,
+    /// Into datagrams of how many bytes the kernel cuts it, if it does.
+    pub(super) cut: Option<u16>,
+}
+
 /// What a slot remembers of its operation.
 #[derive(Debug, Default)]
 struct InFlight {
@@ -56,7 +67,9 @@ struct OperationMemory {
     remote: libc::sockaddr_in,
     /// The I/O vector of the usual case, one span, close to the message.
     single: libc::iovec,
+    // Neighbours in this order, so that both together are one list of control messages.
     source: SourceAddress,
+    segment: SegmentSize,
 }
 
 /// The control message that chooses the address a datagram leaves from (ip(7), `IP_PKTINFO`).
@@ -66,7 +79,22 @@ struct SourceAddress {
     info: libc::in_pktinfo,
 }
 
+/// The control message that has a send cut into datagrams (udp(7), `UDP_SEGMENT`).
+#[repr(C)]
+struct SegmentSize {
+    header: libc::cmsghdr,
+    datagram_bytes: u16,
+}
+
 const SOURCE_BYTES: usize = size_of::<libc::cmsghdr>() + size_of::<libc::in_pktinfo>();
+const SEGMENT_BYTES: usize = size_of::<libc::cmsghdr>() + size_of::<u16>();
+
+/// A control message begins where the one before it, and what aligns it, ends.
+const _: () = assert!(
+    std::mem::offset_of!(OperationMemory, segment)
+        == std::mem::offset_of!(OperationMemory, source) + size_of::<SourceAddress>()
+        && size_of::<SourceAddress>() == SOURCE_BYTES.next_multiple_of(align_of::<usize>())
+);
 
 /// The I/O vector of a job of several spans.
 type Vectors = [libc::iovec; SPANS_MAX];
@@ -94,7 +122,7 @@ impl Operations {
         self.slots.in_use()
     }
 
-    /// Takes a slot for a job on `queue` that leases `buffers`.
+    /// Takes a slot for a job on `queue` that leases `buffers`, at most [`SPANS_MAX`].
     pub(super) fn claim(
         &mut self,
         job: &Job,
@@ -140,7 +168,7 @@ impl Operations {
         places: impl ExactSizeIterator<Item = (*mut u8, u32)>,
     ) -> (*const libc::iovec, u32) {
         assert!(self.slots.get_mut(key).is_some() && places.len() <= SPANS_MAX);
-        let count = u32::try_from(places.len()).expect("at most 64");
+        let count = u32::try_from(places.len()).expect("at most SPANS_MAX");
         let vectors: *mut libc::iovec = if count == 1 {
             // SAFETY: the slot is in use, so its memory is inside the mapping; only the field's
             // address is taken.
@@ -162,15 +190,14 @@ impl Operations {
         (vectors, count)
     }
 
-    /// Writes the message header of a claimed slot: to `remote`, with these vectors, from the
-    /// address `from` instead of the socket's own if there is one.
+    /// Writes the message header of a claimed slot.
     pub(super) fn fill_message(
         &mut self,
         key: SlotKey,
-        from: Option<Ipv4Addr>,
-        remote: SocketAddrV4,
+        envelope: Envelope,
         (vectors, count): (*const libc::iovec, u32),
     ) {
+        let Envelope { from, remote, cut } = envelope;
         assert!(self.slots.get_mut(key).is_some());
         let memory = self.memory_of(key).as_ptr();
         let address = libc::sockaddr_in {
@@ -195,6 +222,18 @@ impl Operations {
             unsafe { source.write(source_address(from)) };
             message.msg_control = source.cast();
             message.msg_controllen = SOURCE_BYTES as _;
+        }
+        if let Some(datagram_bytes) = cut {
+            // SAFETY: as for the name.
+            let segment = unsafe { &raw mut (*memory).segment };
+            // SAFETY: as for the source.
+            unsafe { segment.write(segment_size(datagram_bytes)) };
+            if from.is_none() {
+                message.msg_control = segment.cast();
+                message.msg_controllen = SEGMENT_BYTES as _;
+            } else {
+                message.msg_controllen = (size_of::<SourceAddress>() + SEGMENT_BYTES) as _;
+            }
         }
         // SAFETY: mapped and aligned; the slot is claimed but not started, so the kernel does not
         // read it yet.
@@ -242,5 +281,16 @@ fn source_address(from: Ipv4Addr) -> SourceAddress {
             ipi_spec_dst: in_addr(from),
             ipi_addr: in_addr(Ipv4Addr::UNSPECIFIED),
         },
+    }
+}
+
+fn segment_size(datagram_bytes: u16) -> SegmentSize {
+    SegmentSize {
+        header: libc::cmsghdr {
+            cmsg_len: SEGMENT_BYTES as _,
+            cmsg_level: libc::SOL_UDP,
+            cmsg_type: libc::UDP_SEGMENT,
+        },
+        datagram_bytes,
     }
 }

@@ -15,6 +15,7 @@ use nix::sched::unshare;
 use super::*;
 use crate::path::plan::Job;
 use crate::path::plan::Plan;
+use crate::path::plan::SPANS_MAX;
 use crate::path::plan::Target;
 use crate::sys::EventFd;
 use crate::sys::udp;
@@ -151,6 +152,19 @@ fn job_of(driver: &mut Driver, target: Target, texts: &[&[u8]]) -> (Plan, Vec<Bu
     (plan, buffers)
 }
 
+/// How many buffers of a group are free.
+fn free_buffers(driver: &mut Driver, group: Group) -> usize {
+    let all: Vec<_> = std::iter::from_fn(|| driver.take_buffer(group)).collect();
+    release(driver, &all);
+    all.len()
+}
+
+fn release(driver: &mut Driver, buffers: &[BufferId]) {
+    for &buffer in buffers {
+        driver.release(buffer);
+    }
+}
+
 #[test]
 fn a_write_gathers_its_spans_and_gives_its_leases_back() {
     for mut driver in drivers() {
@@ -164,14 +178,8 @@ fn a_write_gathers_its_spans_and_gives_its_leases_back() {
                 driver.release(buffer);
             }
             assert_eq!(driver.in_flight(), 1);
-            let free = |driver: &mut Driver| {
-                let all: Vec<_> = std::iter::from_fn(|| driver.take_buffer(Group::Udp)).collect();
-                for &buffer in &all {
-                    driver.release(buffer);
-                }
-                all.len()
-            };
-            assert_eq!(free(&mut driver), 8 - texts.len(), "leased buffers are not free");
+            let free = free_buffers(&mut driver, Group::Udp);
+            assert_eq!(free, 8 - texts.len(), "leased buffers are not free");
             let written = wait_for(&mut driver, Operation::TunWrite, 1)[0];
             let whole = texts.concat();
             assert_eq!(written.result, Ok(u32::try_from(whole.len()).unwrap()));
@@ -181,7 +189,7 @@ fn a_write_gathers_its_spans_and_gives_its_leases_back() {
             let ended = driver.finish(written.token).unwrap();
             assert_eq!(ended, Ended { endpoint: SLOT, packets: 1, packet_bytes: 9 });
             assert_eq!(driver.finish(written.token), None, "an operation ends once");
-            assert_eq!(free(&mut driver), 8);
+            assert_eq!(free_buffers(&mut driver, Group::Udp), 8);
         }
     }
 }
@@ -231,16 +239,113 @@ fn the_receive_socket_answers_from_the_address_that_was_hit() {
     }
 }
 
-/// Behind a slow link, in a namespace of its own.
+/// Three datagrams as the path plans them: headers side by side in one buffer, each followed by
+/// its payload, which stands in one buffer for the first two and in another for the last.
+fn three_datagrams(driver: &mut Driver) -> (Plan, [BufferId; 3], [Vec<u8>; 3]) {
+    let buffers = [(); 3].map(|()| driver.take_buffer(Group::Tun).unwrap());
+    let [headers, payloads, last] = buffers;
+    let mut plan = Plan::new(1);
+    let mut datagrams = [b"0", b"1", b"2"].map(|digit| digit.repeat(70));
+    datagrams[2].truncate(50);
+    let mut spans = Vec::new();
+    for (place, datagram) in datagrams.iter().enumerate() {
+        let (header, payload) = datagram.split_at(40);
+        let (payload_buffer, start) = if place < 2 { (payloads, 300 * place) } else { (last, 9) };
+        for (buffer, start, bytes) in
+            [(headers, 48 * place, header), (payload_buffer, start, payload)]
+        {
+            driver.bytes_mut(buffer)[start..start + bytes.len()].copy_from_slice(bytes);
+            let (start, len) = (start.try_into().unwrap(), bytes.len().try_into().unwrap());
+            spans.push(Span { buffer, start, len });
+        }
+    }
+    let target = Target::Gwi;
+    let job = Job { endpoint: SLOT, target, packets: 3, packet_bytes: 99, datagram_bytes: 70 };
+    plan.push(job, spans);
+    (plan, buffers, datagrams)
+}
+
+/// In a namespace of its own.
 #[test]
-fn a_full_raw_sender_says_so_and_has_room_again() {
+fn one_send_is_many_datagrams() {
+    private_loopback(&[]);
+    for mut driver in drivers() {
+        let own = UdpSocket::bind((Ipv4Addr::LOCALHOST, 60_000)).unwrap();
+        driver.register_sender(SenderId(0), own.as_fd()).unwrap();
+        let any = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081)).unwrap();
+        driver.set_receiver(any.as_fd());
+        let remote = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        remote.set_read_timeout(Some(PATIENCE)).unwrap();
+        let SocketAddr::V4(to) = remote.local_addr().unwrap() else { panic!("IPv4") };
+        for (sender, local, port) in [
+            (SenderId(0), Ipv4Addr::LOCALHOST, 60_000),
+            (SenderId::RECEIVER, Ipv4Addr::new(127, 60, 81, 5), 6081),
+        ] {
+            let (plan, buffers, datagrams) = three_datagrams(&mut driver);
+            let (job, spans) = plan.jobs().next().unwrap();
+            assert!(distinct_buffers(spans).eq(buffers), "each is leased once");
+            let token = driver.prepare_send(sender, local, to, job, spans).unwrap();
+            release(&mut driver, &buffers);
+            driver.start_send(token);
+            assert_eq!(wait_for(&mut driver, Operation::Send, 1)[0].result, Ok(190));
+            for datagram in datagrams {
+                let mut got = [0; 100];
+                let (len, from) = remote.recv_from(&mut got).unwrap();
+                assert_eq!((&got[..len], from), (&datagram[..], SocketAddr::from((local, port))));
+            }
+            let ended = Ended { endpoint: SLOT, packets: 3, packet_bytes: 99 };
+            assert_eq!(driver.finish(token), Some(ended));
+            assert_eq!(free_buffers(&mut driver, Group::Tun), 8);
+        }
+    }
+}
+
+#[test]
+fn the_largest_job_fits_into_one_slot() {
+    for mut driver in drivers() {
+        let (ours, mut host) = UnixStream::pair().unwrap();
+        driver.register_gwi(SLOT, ours.as_fd()).unwrap();
+        // No buffer is among the two before: every span leases.
+        let buffers = [(); 3].map(|()| driver.take_buffer(Group::Udp).unwrap());
+        let mut plan = Plan::new(1);
+        let spans = (0..SPANS_MAX).map(|place| {
+            let start = place.try_into().unwrap();
+            Span { buffer: buffers[place % 3], start, len: 1 }
+        });
+        for buffer in buffers {
+            for (place, byte) in driver.bytes_mut(buffer)[..SPANS_MAX].iter_mut().enumerate() {
+                *byte = place.try_into().unwrap();
+            }
+        }
+        let target = Target::Gwi;
+        let job = Job { endpoint: SLOT, target, packets: 64, packet_bytes: 9, datagram_bytes: 0 };
+        plan.push(job, spans);
+        let (job, spans) = plan.jobs().next().unwrap();
+        driver.write_gwi(job, spans).unwrap();
+        release(&mut driver, &buffers);
+        let written = wait_for(&mut driver, Operation::TunWrite, 1)[0];
+        assert_eq!(written.result, Ok(128));
+        let mut got = [0; SPANS_MAX];
+        host.read_exact(&mut got).unwrap();
+        assert!(got.iter().enumerate().all(|(place, &byte)| usize::from(byte) == place));
+        assert!(driver.finish(written.token).is_some());
+        assert_eq!(free_buffers(&mut driver, Group::Udp), 8);
+    }
+}
+
+/// A loopback link in a namespace of this test alone, set up further with these lines.
+fn private_loopback(lines: &[&str]) {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-    let slow = "tc qdisc add dev lo root tbf rate 1mbit burst 2k limit 100k";
-    for line in ["ip link set lo up", slow] {
+    for line in ["ip link set lo up"].iter().chain(lines) {
         let mut words = line.split(' ');
         let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
         assert!(status.success(), "{line}");
     }
+}
+
+#[test]
+fn a_full_raw_sender_says_so_and_has_room_again() {
+    private_loopback(&["tc qdisc add dev lo root tbf rate 1mbit burst 2k limit 100k"]);
     let (local, to) = (Ipv4Addr::LOCALHOST, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6081));
     for mut driver in drivers() {
         let sender = udp::open_raw_sender(1).unwrap();
