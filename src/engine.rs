@@ -5,6 +5,7 @@
 //! cause, and what to do; its exit code tells a supervisor which kind it is.
 
 mod budget;
+mod offload;
 mod start_error;
 
 use std::net::TcpListener;
@@ -40,14 +41,15 @@ use crate::sys::EventFd;
 use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::limits;
-use crate::sys::tun;
 use crate::sys::udp;
+use crate::types::Offload;
 use crate::uring::DriverPlan;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
 use crate::uring::received;
 use crate::wire::udp as wire_udp;
 use crate::wire::virtio_net;
+use crate::worker::OPERATIONS_MAX;
 use crate::worker::Worker;
 use crate::worker::WorkerParts;
 use crate::worker::mailbox::Admission;
@@ -58,7 +60,8 @@ pub use start_error::StartError;
 use start_error::no_health_port;
 use start_error::no_tun;
 
-/// Longest datagram and frame, bytes: an EC2 interface's MTU is 9,001 at most.
+/// Longest datagram and frame, bytes, where none are merged: an EC2 interface's MTU is 9,001 at
+/// most.
 const PACKET_BYTES_MAX: usize = 9216;
 
 /// Room for the longest GENEVE header, 260 bytes, and a UDP header before a packet that is read
@@ -145,11 +148,14 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         StartError::IoUring(error)
     })?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
-    tun::probe().map_err(no_tun)?;
+    offload::probe(settings).map_err(no_tun)?;
     let driver = driver_plan(features, budget, locked_bytes, settings, ram_bytes)?;
-    let queue_bytes = settings.receive_queue_bytes;
-    let receivers: Result<_, _> =
-        settings.workers.iter().map(|_| udp::open_receiver(queue_bytes)).collect();
+    let Settings { receive_queue_bytes, offload, .. } = *settings;
+    let receivers: Result<_, _> = settings
+        .workers
+        .iter()
+        .map(|_| udp::open_receiver(receive_queue_bytes, offload.udp_gro))
+        .collect();
     let receivers: Vec<_> = receivers.map_err(StartError::UdpPort)?;
     wait_for_the_port(&receivers, settings);
     let listener = match settings.health {
@@ -211,7 +217,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
     let (events, inbox) =
         Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
     let (samples, samples_inbox) = Mailbox::new(SAMPLES, Arc::clone(&control_wake));
-    let (netdev, netdev_thread) = netdev::spawn()?;
+    let (netdev, netdev_thread) = netdev::spawn(settings.offload)?;
 
     let mut started = Started::default();
     for (spec, receiver) in settings.workers.iter().zip(receivers) {
@@ -223,6 +229,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
             workers,
             driver,
             receiver,
+            offload: settings.offload,
             commands,
             wake,
             events: events.clone(),
@@ -358,16 +365,18 @@ fn driver_plan(
     ram_bytes: u64,
 ) -> Result<DriverPlan, StartError> {
     let workers = settings.workers.len();
-    let bytes_per_buffer = 2 * (HEADROOM_BYTES + PACKET_BYTES_MAX) * workers;
+    let Offload { udp_gro, tun_tso, tun_uso, .. } = settings.offload;
+    let longest = |merged| if merged { received::DATAGRAM_BYTES_MAX } else { PACKET_BYTES_MAX };
+    let (datagram_bytes, frame_bytes) = (longest(udp_gro), longest(tun_tso || tun_uso));
+    let bytes_per_buffer = (2 * HEADROOM_BYTES + datagram_bytes + frame_bytes) * workers;
     let affordable = ram_bytes / 16 / u64::try_from(bytes_per_buffer).unwrap_or(u64::MAX);
     let mut count = BUFFERS;
     while count > 64 && u64::from(count) > affordable {
         count /= 2;
     }
     let offered = BUFFERS_OFFERED.min(count / 2);
-    // Every write and send holds a buffer, so there are never more of them than buffers.
-    let operations_max = 2 * u32::from(count);
-    let outstanding = 2 * operations_max + 2 * u32::from(settings.endpoints_max);
+    let operations_max = OPERATIONS_MAX;
+    let outstanding = operations_max + 2 * u32::from(count) + 2 * u32::from(settings.endpoints_max);
     let RingSizes { submissions, completions_max } =
         RingSizes::new(locked_bytes, workers, outstanding).map_err(|least| {
             let limit = locked_bytes.unwrap_or(u64::MAX);
@@ -381,13 +390,13 @@ fn driver_plan(
             offered,
             count,
             headroom_bytes: 0,
-            filled_bytes: received::DATAGRAM_START + PACKET_BYTES_MAX,
+            filled_bytes: received::DATAGRAM_START + datagram_bytes,
         },
         tun: GroupPlan {
             offered,
             count,
             headroom_bytes: HEADROOM_BYTES,
-            filled_bytes: virtio_net::HEADER_BYTES + PACKET_BYTES_MAX,
+            filled_bytes: virtio_net::HEADER_BYTES + frame_bytes,
         },
         senders_max: budget.senders,
         endpoints_max: settings.endpoints_max,

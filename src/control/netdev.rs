@@ -28,6 +28,7 @@ use crate::sys::tun;
 use crate::types::EndpointId;
 use crate::types::INNER_BYTES_MAX;
 use crate::types::LinkName;
+use crate::types::Offload;
 use crate::types::Side;
 
 /// Packets that wait in a TUN queue. What one turn of a worker writes to `gwi` comes back on `gwo`
@@ -118,14 +119,14 @@ impl Handle {
     }
 }
 
-/// Starts the thread in the caller's network namespace.
+/// Starts the thread in the caller's network namespace. Its links hand over what `offload` allows.
 ///
 /// # Errors
 /// When there is no netlink socket, no randomness for the group's number, or no thread.
-pub fn spawn() -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
+pub fn spawn(offload: Offload) -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
     let (requests, queue) = crossbeam_channel::bounded(REQUESTS);
     let mut netdev =
-        Netdev { netlink: Netlink::open()?, group: random_group()?, held: HashMap::new() };
+        Netdev { netlink: Netlink::open()?, group: random_group()?, offload, held: HashMap::new() };
     let thread = thread::Builder::new()
         .name("gwlbtun netdev".to_owned())
         .spawn(move || netdev.run(&queue))
@@ -146,6 +147,8 @@ fn random_group() -> Result<LinkGroup, sys::Error> {
 struct Netdev {
     netlink: Netlink,
     group: LinkGroup,
+    /// What the links may hand over.
+    offload: Offload,
     /// The queues of both sides, by the index of `gwi`.
     held: HashMap<LinkIndex, Vec<[Arc<OwnedFd>; 2]>>,
 }
@@ -179,7 +182,7 @@ impl Netdev {
     fn create(&mut self, id: EndpointId, workers: usize) -> Result<LinkPair, sys::Error> {
         let mut create_side = |side| {
             let name = LinkName::of(id, side);
-            let queues = tun::create(name, workers)?;
+            let queues = tun::create(name, workers, self.offload)?;
             let index = link::index_of(name)?;
             let setup = LinkSetup {
                 mtu_bytes: u32::try_from(INNER_BYTES_MAX).expect("8500 fits"),
@@ -252,7 +255,7 @@ mod tests {
     #[test]
     fn links_come_up_as_asked_and_go() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn().unwrap();
+            let (netdev, thread) = spawn(Offload::ALL).unwrap();
             let mut pairs = Vec::new();
             for id in 1..=3 {
                 pairs.push(netdev.create(EndpointId(id), 2).await.unwrap());
@@ -289,7 +292,7 @@ mod tests {
     #[test]
     fn links_go_with_the_last_handle() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn().unwrap();
+            let (netdev, thread) = spawn(Offload::ALL).unwrap();
             let pair = netdev.create(EndpointId(9), 3).await.unwrap();
             assert_eq!(links().lines().count(), 2);
             drop(netdev);
@@ -302,7 +305,7 @@ mod tests {
     #[test]
     fn the_kernel_s_reason_comes_back() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn().unwrap();
+            let (netdev, thread) = spawn(Offload::ALL).unwrap();
             let error = netdev.create(EndpointId(1), 257).await.unwrap_err();
             let NetdevError::Sys(error) = error else {
                 panic!("{error}");
@@ -319,7 +322,7 @@ mod tests {
     #[test]
     fn links_that_nobody_waits_for_are_not_made() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn().unwrap();
+            let (netdev, thread) = spawn(Offload::ALL).unwrap();
             // Polled once, so that each request is in the queue, and given up.
             for id in 0..200 {
                 let mut request = Box::pin(netdev.create(EndpointId(id), 1));

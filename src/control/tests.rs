@@ -6,6 +6,7 @@ use crate::log::Thresholds;
 use crate::log::page::Page;
 use crate::settings::Host;
 use crate::sys::Errno;
+use crate::types::Offload;
 use crate::types::Side;
 use crate::worker::mailbox::Attachment;
 use crossbeam_channel::RecvTimeoutError;
@@ -76,7 +77,7 @@ impl Rig {
         let control = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
             prepare();
-            let (netdev, netdev_thread) = netdev::spawn().unwrap();
+            let (netdev, netdev_thread) = netdev::spawn(Offload::ALL).unwrap();
             let settings = Arc::new(settings);
             let outcome = run(Parts {
                 settings: Arc::clone(&settings),

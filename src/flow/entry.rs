@@ -42,6 +42,10 @@ pub struct StoredHeader {
 const HEADER_PACKED_BYTES: usize = 16;
 
 impl StoredHeader {
+    /// What stands where there is none yet.
+    pub const NONE: Self =
+        Self { template: TemplateId::new(0), cookie: [0; COOKIE_BYTES], outer: OuterPath::NONE };
+
     fn pack(&self) -> [u8; HEADER_PACKED_BYTES] {
         let mut bytes = [0; HEADER_PACKED_BYTES];
         bytes[..4].copy_from_slice(&self.cookie);

@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use super::Path;
+use super::coalesce::Piece;
 use super::count_removed;
 use super::endpoints::Readiness;
 use super::plan::BufferId;
-use super::plan::Job;
+use super::plan::Buffers;
 use super::plan::Plan;
-use super::plan::Span;
-use super::plan::Target;
 use crate::flow::FlowKey;
 use crate::flow::Learned;
 use crate::flow::StoredHeader;
@@ -18,18 +17,16 @@ use crate::types::EndpointId;
 use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::OuterPath;
+use crate::wire::FiveTuple;
 use crate::wire::gwlb;
 use crate::wire::inner;
-use crate::wire::virtio_net;
 
 /// A datagram in a receive buffer.
-#[derive(Debug)]
-pub struct Arrived<'a> {
-    /// The buffer, for the plan.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    /// The buffer.
     pub buffer: BufferId,
-    /// All bytes of the buffer.
-    pub bytes: &'a mut [u8],
-    /// Where in them the datagram is.
+    /// Where in it the datagram is.
     pub datagram: Range<usize>,
     /// Where it came from.
     pub outer: OuterPath,
@@ -46,9 +43,16 @@ pub enum Decap {
 }
 
 impl Path {
-    /// Takes a datagram that was received.
-    pub fn decap(&mut self, arrived: Arrived<'_>, now: Moment, plan: &mut Plan) -> Decap {
-        let datagram = &arrived.bytes[arrived.datagram.clone()];
+    /// Takes a datagram that was received. It may be planned only by [`Self::end_batch`], with
+    /// others of its flow.
+    pub fn decap(
+        &mut self,
+        arrived: Arrived,
+        now: Moment,
+        buffers: &mut impl Buffers,
+        plan: &mut Plan,
+    ) -> Decap {
+        let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
         self.cell.datagrams.count(datagram.len());
         self.cell.last_datagram.set(now);
         let meta = match gwlb::parse(datagram) {
@@ -60,7 +64,7 @@ impl Path {
             }
         };
         match self.endpoints.readiness(meta.endpoint) {
-            Readiness::Active(slot) => self.deliver(slot, &meta, arrived, now, plan),
+            Readiness::Active(slot) => self.deliver(slot, &meta, arrived, now, buffers, plan),
             Readiness::Wait => self.keep(meta.endpoint, datagram, arrived.outer),
             Readiness::Unknown => return Decap::Unknown(meta.endpoint),
         }
@@ -68,48 +72,47 @@ impl Path {
     }
 
     /// Takes a datagram that was held until now, in a buffer of its own.
-    pub fn decap_held(&mut self, arrived: Arrived<'_>, now: Moment, plan: &mut Plan) {
-        let meta = gwlb::parse(&arrived.bytes[arrived.datagram.clone()])
-            .expect("it was parsed before it was held");
+    pub fn decap_held(
+        &mut self,
+        arrived: Arrived,
+        now: Moment,
+        buffers: &mut impl Buffers,
+        plan: &mut Plan,
+    ) {
+        let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
+        let meta = gwlb::parse(datagram).expect("it was parsed before it was held");
         let slot = self.endpoints.slot_of(meta.endpoint).expect("it is held for a served endpoint");
-        self.deliver(slot, &meta, arrived, now, plan);
+        self.deliver(slot, &meta, arrived, now, buffers, plan);
     }
 
     fn deliver(
         &mut self,
         slot: EndpointSlot,
         meta: &gwlb::Meta,
-        arrived: Arrived<'_>,
+        arrived: Arrived,
         now: Moment,
+        buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) {
-        let Arrived { buffer, bytes, datagram, outer } = arrived;
-        let packet_start = datagram.start + meta.header_bytes;
-        let packet_bytes = datagram.end - packet_start;
-        let learned = self.learn(slot, meta, &bytes[datagram], outer, now);
+        let Arrived { buffer, datagram, outer } = arrived;
+        let packet_bytes = datagram.len() - meta.header_bytes;
+        let learned =
+            self.learn(slot, meta, &buffers.bytes_mut(buffer)[datagram.clone()], outer, now);
         let endpoint = self.endpoints.at(slot).expect("active slots are filled");
         endpoint.cell.from_gwlb.count(packet_bytes);
-        if let Err(reason) = learned {
-            endpoint.cell.decap_drops.count(reason);
-            self.last_drop = Some(reason);
-            return;
+        match learned {
+            Ok((tuple, header)) => {
+                endpoint.cell.last_seen.set(now);
+                let header_bytes = meta.header_bytes;
+                let packet = datagram.start + header_bytes..datagram.end;
+                let piece = Piece { buffer, packet, header_bytes };
+                self.coalescer.take((slot, tuple), &header, piece, buffers, plan);
+            }
+            Err(reason) => {
+                endpoint.cell.decap_drops.count(reason);
+                self.last_drop = Some(reason);
+            }
         }
-        endpoint.cell.last_seen.set(now);
-        // The frame's header takes the place of the end of the GENEVE header, which is longer and
-        // stored by now: one span, no copy.
-        let start = packet_start - virtio_net::HEADER_BYTES;
-        bytes[start..packet_start].copy_from_slice(&virtio_net::Header::PLAIN.emit());
-        let length = |n: usize| u32::try_from(n).expect("a datagram is below 64 KiB");
-        let len = length(packet_bytes + virtio_net::HEADER_BYTES);
-        let span = Span { buffer, start: length(start), len };
-        let job = Job {
-            endpoint: slot,
-            target: Target::Gwi,
-            packets: 1,
-            packet_bytes: length(packet_bytes),
-            datagram_bytes: 0,
-        };
-        plan.push(job, [span]);
     }
 
     /// Stores the datagram's header with its flow.
@@ -120,22 +123,25 @@ impl Path {
         datagram: &[u8],
         outer: OuterPath,
         now: Moment,
-    ) -> Result<(), DropReason> {
+    ) -> Result<(FiveTuple, StoredHeader), DropReason> {
         let endpoint = self.endpoints.at(slot).expect("active slots are filled");
         let (header, packet) = datagram.split_at(meta.header_bytes);
-        let inner = inner::parse(packet, meta.family)?;
+        let tuple = inner::parse(packet, meta.family)?.tuple;
         let template =
             endpoint.templates.intern(header, meta.cookie_at).ok_or(DropReason::OptionSetLimit)?;
         let header = StoredHeader { template, cookie: meta.cookie, outer };
-        let (key, way) = FlowKey::new(endpoint.endpoint, &inner.tuple);
+        if self.coalescer.knows(slot, &tuple, &header) {
+            return Ok((tuple, header));
+        }
+        let (key, way) = FlowKey::new(endpoint.endpoint, &tuple);
         match self.flows.learn(&key, way, &header, now, &mut self.tally) {
-            Learned::Known => Ok(()),
+            Learned::Known => Ok((tuple, header)),
             Learned::New { evicted } => {
                 endpoint.cell.flows_added.count(key.kind());
                 if let Some(evicted) = evicted {
                     count_removed(&self.endpoints, evicted);
                 }
-                Ok(())
+                Ok((tuple, header))
             }
             Learned::Full => Err(DropReason::FlowLimit),
         }

@@ -1,15 +1,20 @@
-//! From a frame that was read from a TUN to a datagram for the load balancer.
+//! From a frame that was read from a TUN to datagrams for the load balancer.
 
 use std::ops::Range;
 
 use super::Path;
+use super::batch::Batch;
+use super::coalesce::FLOWS_MAX;
 use super::endpoints::Endpoint;
 use super::plan::BufferId;
-use super::plan::Job;
+use super::plan::Buffers;
+use super::plan::PACKETS_MAX;
 use super::plan::Plan;
 use super::plan::Span;
-use super::plan::Target;
+use super::sends::Parts;
+use super::sends::Sends;
 use crate::flow::FlowKey;
+use crate::flow::HEADER_BYTES_MAX;
 use crate::flow::StoredHeader;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
@@ -21,34 +26,46 @@ use crate::types::Side;
 use crate::wire::Addresses;
 use crate::wire::FiveTuple;
 use crate::wire::checksum;
+use crate::wire::gso::Segmenter;
 use crate::wire::inner;
 use crate::wire::protocol;
 use crate::wire::udp;
 use crate::wire::virtio_net;
+use crate::wire::virtio_net::Gso;
 
-/// A frame in a receive buffer.
-#[derive(Debug)]
-pub struct Frame<'a> {
-    /// The buffer, for the plan.
+/// Most segments of a frame. 65,535 bytes make more if a segment carries less than 47 bytes, which
+/// a TCP does for a peer that asks for the smallest segments there are; such frames are dropped.
+const SEGMENTS_MAX: usize = 1400;
+
+/// Jobs and spans that one frame may need.
+pub(super) const FRAME_ROOM: (usize, usize) =
+    (SEGMENTS_MAX.div_ceil(PACKETS_MAX) + 1, 2 * SEGMENTS_MAX);
+
+/// A frame in a receive buffer. There is room for a GENEVE header before the packet.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The buffer.
     pub buffer: BufferId,
-    /// All bytes of the buffer. There is room for a GENEVE header before the packet.
-    pub bytes: &'a mut [u8],
-    /// Where in them the frame is, its virtio header included.
+    /// Where in it the frame is, its virtio header included.
     pub frame: Range<usize>,
     /// The link that it was read from.
     pub side: Side,
 }
 
-/// Why a packet is not sent: lost, or nobody's loss.
+/// Why packets of a frame are not sent: lost, so many of them, or nobody's loss.
 enum Unsent {
-    Dropped(DropReason),
+    Dropped(DropReason, usize),
     Noise,
 }
 
-impl From<DropReason> for Unsent {
-    fn from(reason: DropReason) -> Self {
-        Self::Dropped(reason)
-    }
+/// The answers that the flow table has given in this batch.
+pub(super) type Answers = Batch<(EndpointSlot, FiveTuple), StoredHeader>;
+
+/// Room for the answers of one batch; beyond it the flow table is asked again.
+pub(super) fn no_answers() -> Answers {
+    let addresses = Addresses::V4 { src: [0; 4], dst: [0; 4] };
+    let tuple = FiveTuple { addresses, protocol: 0, src_port: 0, dst_port: 0 };
+    Batch::new(FLOWS_MAX, (EndpointSlot(0), tuple), || StoredHeader::NONE)
 }
 
 /// Where the packet of a frame is: behind the virtio header. Empty if there is none.
@@ -80,79 +97,189 @@ pub fn prepend_udp_header(
 }
 
 impl Path {
-    /// Takes a frame that was read from a queue of the endpoint in `slot`.
-    pub fn encap(&mut self, slot: EndpointSlot, frame: Frame<'_>, now: Moment, plan: &mut Plan) {
-        let Self { endpoints, flows, tally, last_drop, .. } = self;
+    /// Takes a frame that was read from a queue of the endpoint in `slot`. Its datagrams may be
+    /// planned only by [`Self::end_batch`], with others of their outer path.
+    pub fn encap(
+        &mut self,
+        slot: EndpointSlot,
+        frame: &Frame,
+        now: Moment,
+        buffers: &mut impl Buffers,
+        plan: &mut Plan,
+    ) {
+        let Self { endpoints, flows, tally, sends, answers, last_drop, .. } = self;
         let Some(endpoint) = endpoints.at(slot) else {
             // Read before the endpoint was let go, taken after.
             self.cell.drops.count(DropReason::Shutdown);
             return;
         };
-        let packet_bytes = frame.frame.len().saturating_sub(virtio_net::HEADER_BYTES);
+        let content = open_frame(&mut buffers.bytes_mut(frame.buffer)[frame.frame.clone()]);
+        let (packets, packet_bytes) = match &content {
+            Ok(Some(segmenter)) => (segmenter.segments(), segmenter.segments_bytes()),
+            Ok(None) | Err(_) => (1, packet_in(frame.frame.clone()).len()),
+        };
         let cell = &endpoint.cell;
         let (traffic, last) = match frame.side {
             Side::Gwi => (&cell.from_gwi, &cell.last_from_gwi),
             Side::Gwo => (&cell.from_gwo, &cell.last_from_gwo),
         };
-        traffic.count(packet_bytes);
+        traffic.count_many(packets as u64, packet_bytes as u64);
         last.set(now);
         let find = |tuple: &FiveTuple| {
+            if let Some(place) = answers.find(&(slot, *tuple)) {
+                return Some(*answers.at(place));
+            }
             let (key, way) = FlowKey::new(endpoint.endpoint, tuple);
-            flows.find(&key, way, now, tally)
+            let header = flows.find(&key, way, now, tally)?;
+            if answers.is_full() {
+                answers.clear();
+            }
+            let place = answers.enter((slot, *tuple));
+            *answers.at(place) = header;
+            Some(header)
         };
-        match plan_return(endpoint, frame, find, plan) {
+        let returned = Returning { endpoint, frame, sends, buffers, plan };
+        let returned = match content {
+            Ok(Some(segmenter)) => returned.segments(&segmenter, find),
+            Ok(None) => returned.packet(find),
+            Err(reason) => Err(Unsent::Dropped(reason, packets)),
+        };
+        match returned {
             Ok(()) => cell.last_seen.set(now),
             Err(Unsent::Noise) => cell.host_noise.add(1),
-            Err(Unsent::Dropped(reason)) => {
-                cell.encap_drops.count(reason);
+            Err(Unsent::Dropped(reason, packets)) => {
+                cell.encap_drops.add(reason, packets as u64);
                 *last_drop = Some(reason);
             }
         }
     }
 }
 
-/// Puts the header that `find` knows for the packet's flow before the packet, and plans the send.
-fn plan_return(
-    endpoint: &Endpoint,
-    frame: Frame<'_>,
+/// A frame on its way back.
+struct Returning<'a, B> {
+    endpoint: &'a Endpoint,
+    frame: &'a Frame,
+    sends: &'a mut Sends,
+    buffers: &'a mut B,
+    plan: &'a mut Plan,
+}
+
+impl<B: Buffers> Returning<'_, B> {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffers.bytes_mut(self.frame.buffer)
+    }
+
+    /// One packet: the header that `find` knows for its flow goes into the room before it.
+    fn packet(
+        mut self,
+        find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
+    ) -> Result<(), Unsent> {
+        let at = packet_in(self.frame.frame.clone());
+        let stored = flow_of(&self.bytes_mut()[at.clone()], 1, find)?;
+        if at.len() > INNER_BYTES_MAX {
+            return Err(Unsent::Dropped(DropReason::Mtu, 1));
+        }
+        let room = &mut self.buffers.bytes_mut(self.frame.buffer)[..at.start];
+        let templates = &self.endpoint.templates;
+        let header_bytes = templates
+            .write_before(stored.template, stored.cookie, room)
+            .ok_or(Unsent::Dropped(DropReason::FlowUnknown, 1))?;
+        let datagram = span(self.frame.buffer, at.start - header_bytes..at.end);
+        let parts = Parts::from_iter([datagram]);
+        let slot = self.endpoint.endpoint.slot;
+        self.sends.take(slot, stored.outer, &parts, length(at.len()), self.plan);
+        Ok(())
+    }
+
+    /// A super-packet: each segment gets headers of its own, its payload stays where it is.
+    fn segments(
+        mut self,
+        segmenter: &Segmenter,
+        find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
+    ) -> Result<(), Unsent> {
+        let count = segmenter.segments();
+        let at = packet_in(self.frame.frame.clone());
+        let stored = flow_of(&self.bytes_mut()[at.clone()], count, find)?;
+        if segmenter.segment_bytes_max() > INNER_BYTES_MAX {
+            return Err(Unsent::Dropped(DropReason::Mtu, count));
+        }
+        let mut room = [0; HEADER_BYTES_MAX];
+        let header_bytes = self
+            .endpoint
+            .templates
+            .write_before(stored.template, stored.cookie, &mut room)
+            .ok_or(Unsent::Dropped(DropReason::FlowUnknown, count))?;
+        let header = &room[HEADER_BYTES_MAX - header_bytes..];
+        for number in 0..count {
+            self.segment(segmenter, number, at.start, header, stored.outer)
+                .ok_or(Unsent::Dropped(DropReason::NoBuffer, count - number))?;
+        }
+        Ok(())
+    }
+
+    /// One segment of a super-packet that begins at `start` of its buffer. Nothing if there is no
+    /// buffer for its headers.
+    fn segment(
+        &mut self,
+        segmenter: &Segmenter,
+        number: usize,
+        start: usize,
+        header: &[u8],
+        outer: OuterPath,
+    ) -> Option<()> {
+        let payload = segmenter.payload(number);
+        let payload = start + payload.start..start + payload.end;
+        let sum = checksum::sum(&self.bytes_mut()[payload.clone()]);
+        let headers_bytes = header.len() + segmenter.headers_bytes();
+        let (scratch, room) = self.sends.scratch(headers_bytes, self.buffers)?;
+        let out = &mut self.buffers.bytes_mut(scratch)[room.clone()];
+        out[..header.len()].copy_from_slice(header);
+        segmenter.write(number, sum, &mut out[header.len()..]);
+        let packet_bytes = length(segmenter.headers_bytes() + payload.len());
+        let parts = Parts::from([span(scratch, room), span(self.frame.buffer, payload)]);
+        self.sends.take(self.endpoint.endpoint.slot, outer, &parts, packet_bytes, self.plan);
+        Some(())
+    }
+}
+
+/// What `find` knows of the flow of a packet, which may stand for `packets` packets.
+fn flow_of(
+    packet: &[u8],
+    packets: usize,
     find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
-    plan: &mut Plan,
-) -> Result<(), Unsent> {
-    let Frame { buffer, bytes, frame, .. } = frame;
-    let header = virtio_net::Header::parse(&bytes[frame.clone()])?;
-    // Segmentation was not asked for, so a frame is one packet. Its checksum may be open.
-    if header.gso != virtio_net::Gso::None {
-        return Err(DropReason::TunBadFrame.into());
+) -> Result<StoredHeader, Unsent> {
+    let inner =
+        inner::parse_any(packet).map_err(|_| Unsent::Dropped(DropReason::TunBadFrame, packets))?;
+    find(&inner.tuple).ok_or_else(|| {
+        if packets == 1 && inner::is_host_noise(packet) {
+            return Unsent::Noise;
+        }
+        Unsent::Dropped(DropReason::FlowUnknown, packets)
+    })
+}
+
+fn span(buffer: BufferId, bytes: Range<usize>) -> Span {
+    Span { buffer, start: length(bytes.start), len: length(bytes.len()) }
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a buffer is far below 4 GiB")
+}
+
+/// Reads a frame's header and completes the packet's checksum, if that is open. Nothing if the
+/// frame is one packet.
+fn open_frame(frame: &mut [u8]) -> Result<Option<Segmenter>, DropReason> {
+    let header = virtio_net::Header::parse(frame)?;
+    let packet = &mut frame[virtio_net::HEADER_BYTES..];
+    if header.gso == Gso::None {
+        virtio_net::complete_checksum(packet, &header)?;
+        return Ok(None);
     }
-    let packet_start = frame.start + virtio_net::HEADER_BYTES;
-    let packet = &mut bytes[packet_start..frame.end];
-    virtio_net::complete_checksum(packet, &header)?;
-    let inner = inner::parse_any(packet).map_err(|_| DropReason::TunBadFrame)?;
-    let Some(stored) = find(&inner.tuple) else {
-        let noise = inner::is_host_noise(packet);
-        return Err(if noise { Unsent::Noise } else { DropReason::FlowUnknown.into() });
-    };
-    let packet_bytes = packet.len();
-    if packet_bytes > INNER_BYTES_MAX {
-        return Err(DropReason::Mtu.into());
+    let segmenter = Segmenter::new(packet, &header)?;
+    if segmenter.segments() > SEGMENTS_MAX {
+        return Err(DropReason::TunBadFrame);
     }
-    let header_bytes = endpoint
-        .templates
-        .write_before(stored.template, stored.cookie, &mut bytes[..packet_start])
-        .ok_or(DropReason::FlowUnknown)?;
-    let length = |n: usize| u32::try_from(n).expect("a frame is below 64 KiB");
-    let start = length(packet_start - header_bytes);
-    let span = Span { buffer, start, len: length(header_bytes + packet_bytes) };
-    let target = Target::Outer(stored.outer);
-    let job = Job {
-        endpoint: endpoint.endpoint.slot,
-        target,
-        packets: 1,
-        packet_bytes: length(packet_bytes),
-        datagram_bytes: u16::try_from(span.len).expect("an inner packet is below 9 KiB"),
-    };
-    plan.push(job, [span]);
-    Ok(())
+    Ok(Some(segmenter))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 //! thresholds for shared-memory packet switches", 1998). This is off the packet path of
 //! established traffic: the search for room may take a few microseconds.
 
-use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use crate::types::OuterPath;
@@ -30,15 +29,7 @@ struct Held {
 
 impl Held {
     /// What stands where no datagram starts.
-    const NOTHING: Self = Self {
-        len: 0,
-        outer: OuterPath {
-            local: Ipv4Addr::UNSPECIFIED,
-            remote: Ipv4Addr::UNSPECIFIED,
-            remote_port: 0,
-        },
-        next: 0,
-    };
+    const NOTHING: Self = Self { len: 0, outer: OuterPath::NONE, next: 0 };
 
     fn block_count(&self) -> usize {
         self.len.div_ceil(BLOCK_BYTES)
@@ -168,6 +159,7 @@ impl HoldArena {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
 

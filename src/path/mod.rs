@@ -2,30 +2,42 @@
 //! every packet is planned, held or counted.
 //!
 //! ```text
-//!   datagram ─▶ decap: header → endpoint → flow is learned ─▶ job for gwi
+//!   datagram ─▶ decap: header → endpoint → flow is learned ─▶ coalesce ─▶ job for gwi
 //!                              └▶ unknown or not ready ─▶ hold
-//!   frame    ─▶ encap: packet → flow is found → header ────▶ job for the load balancer
+//!   frame    ─▶ encap: packet → flow is found → cut into segments ─▶ sends ─▶ job for the balancer
 //! ```
+//!
+//! What is taken in one batch may leave together: packets of a flow as one frame, datagrams of an
+//! outer path as one send. [`Path::end_batch`] plans what is still open.
 //!
 //! One [`Path`] belongs to one worker. What it shares with the others is the flow table and the
 //! endpoints' header templates.
 
+mod batch;
+mod coalesce;
 mod decap;
 mod encap;
 mod endpoints;
 mod hold;
 pub mod plan;
+mod sends;
 
 use std::sync::Arc;
 
+use coalesce::Coalescer;
+use coalesce::Merging;
 pub use decap::Arrived;
 pub use decap::Decap;
+use encap::Answers;
 pub use encap::Frame;
 pub use encap::packet_in;
 pub use encap::prepend_udp_header;
 pub use endpoints::Endpoint;
 use endpoints::Endpoints;
 use hold::HoldArena;
+use plan::Buffers;
+use plan::Plan;
+use sends::Sends;
 
 use crate::flow::FlowTable;
 use crate::flow::Removed;
@@ -37,6 +49,7 @@ use crate::types::EndpointId;
 use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
 use crate::types::Moment;
+use crate::types::Offload;
 use crate::types::OuterPath;
 
 /// One worker's knowledge of endpoints and flows.
@@ -48,6 +61,9 @@ pub struct Path {
     cell: Arc<WorkerCell>,
     tally: Tally,
     ttl: Ttl,
+    coalescer: Coalescer,
+    sends: Sends,
+    answers: Answers,
     /// Why a packet was last dropped, until somebody asks.
     last_drop: Option<DropReason>,
     /// The shard that [`Self::expire`] looks at, and the step to the next one of this worker.
@@ -57,15 +73,19 @@ pub struct Path {
 
 impl Path {
     /// The path of worker `worker` of `workers`, for up to `endpoints_max` endpoints. Until
-    /// [`Self::set_ttl`] flows live as long as the load balancer's own do by default.
+    /// [`Self::set_ttl`] flows live as long as the load balancer's own do by default. What
+    /// `offload` allows is merged and gathered.
     pub fn new(
         flows: Arc<FlowTable>,
         cell: Arc<WorkerCell>,
         endpoints_max: usize,
-        worker: usize,
-        workers: usize,
+        (worker, workers): (usize, usize),
+        offload: Offload,
     ) -> Self {
         Self {
+            coalescer: Coalescer::new(Merging::of(offload)),
+            sends: Sends::new(offload.udp_gso),
+            answers: encap::no_answers(),
             endpoints: Endpoints::new(endpoints_max),
             hold: HoldArena::new(),
             shard: worker % flows.shards(),
@@ -76,6 +96,31 @@ impl Path {
             ttl: Ttl { tcp_secs: 350, other_secs: 120 },
             last_drop: None,
         }
+    }
+
+    /// Whether so many more datagrams, or one more frame, find room in a plan beside what is open.
+    pub fn has_room(&self, plan: &Plan, datagrams: usize) -> bool {
+        let [(frames, frame_spans), (sends, send_spans)] =
+            [self.coalescer.open(), self.sends.open()];
+        let (jobs_max, spans_max) = encap::FRAME_ROOM;
+        plan.has_room(
+            frames + sends + jobs_max.max(datagrams),
+            frame_spans + send_spans + spans_max.max(datagrams),
+        )
+    }
+
+    /// Plans what is open: frames that wait for more packets of their flow, and sends that wait for
+    /// more datagrams of their path. From now on the batch's buffers may be given to the plan's
+    /// executor.
+    pub fn end_batch(&mut self, buffers: &mut impl Buffers, plan: &mut Plan) {
+        self.coalescer.flush(buffers, plan);
+        self.sends.end_batch(plan);
+        self.answers.clear();
+    }
+
+    /// From now on no send holds more than one datagram.
+    pub fn stop_gathering(&mut self) {
+        self.sends.stop_gathering();
     }
 
     /// New idle times for flows.

@@ -119,13 +119,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// An empty plan that holds up to `jobs_max` jobs, and twice as many spans beside those of one
-    /// job of the largest kind. This is its only allocation.
-    pub fn new(jobs_max: usize) -> Self {
-        Self {
-            jobs: Vec::with_capacity(jobs_max),
-            spans: Vec::with_capacity(2 * jobs_max + SPANS_MAX),
-        }
+    /// An empty plan that holds up to `jobs_max` jobs with `spans_max` spans in all. This is its
+    /// only allocation.
+    pub fn new(jobs_max: usize, spans_max: usize) -> Self {
+        Self { jobs: Vec::with_capacity(jobs_max), spans: Vec::with_capacity(spans_max) }
     }
 
     /// Whether `jobs` more jobs with `spans` spans in all fit.
@@ -213,7 +210,7 @@ mod tests {
 
     #[test]
     fn jobs_come_back_in_order_with_their_spans() {
-        let mut plan = Plan::new(3);
+        let mut plan = Plan::new(3, 6);
         plan.push(job(1), [span(1)]);
         plan.push(job(2), [span(2), span(3)]);
         let planned: Vec<_> = plan.jobs().map(|(job, spans)| (*job, spans.to_vec())).collect();
@@ -227,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_plan_does_not_grow() {
-        let mut plan = Plan::new(100);
+        let mut plan = Plan::new(100, 300);
         let capacities = (plan.jobs.capacity(), plan.spans.capacity());
         while plan.has_room(1, SPANS_MAX) {
             plan.push(job(1), [span(0); SPANS_MAX]);

@@ -1,5 +1,8 @@
 //! The path of whole packets: what is planned, held and counted for each.
 
+mod round_trip;
+
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use super::plan::BufferId;
@@ -47,30 +50,82 @@ fn datagram(cookie: [u8; 4]) -> Vec<u8> {
     [&header(cookie)[..], &PACKET].concat()
 }
 
+/// Buffers that remember what was in them.
+#[derive(Default)]
+struct TestBuffers {
+    bytes: HashMap<BufferId, Vec<u8>>,
+    has_no_scratch: bool,
+}
+
+impl TestBuffers {
+    fn without_scratch() -> Self {
+        Self { has_no_scratch: true, ..Self::default() }
+    }
+
+    fn put(&mut self, buffer: BufferId, bytes: Vec<u8>) {
+        self.bytes.insert(buffer, bytes);
+    }
+
+    /// The bytes of a job, gathered.
+    fn gather(&self, spans: &[Span]) -> Vec<u8> {
+        let bytes =
+            |span: &Span| &self.bytes[&span.buffer][span.start as usize..][..span.len as usize];
+        spans.iter().flat_map(bytes).copied().collect()
+    }
+}
+
+impl Buffers for TestBuffers {
+    fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8] {
+        self.bytes.get_mut(&buffer).expect("a buffer of this batch")
+    }
+
+    fn take_scratch(&mut self) -> Option<BufferId> {
+        if self.has_no_scratch {
+            return None;
+        }
+        // Clear of the numbers that tests use.
+        let number = u16::try_from(20_000 + self.bytes.len()).ok()?;
+        let buffer = BufferId::new(Group::Tun, number);
+        self.put(buffer, vec![0xee; 4096]);
+        Some(buffer)
+    }
+}
+
 struct Bench {
     path: Path,
     plan: Plan,
+    buffers: TestBuffers,
     worker: Arc<WorkerCell>,
     endpoint: Arc<EndpointCell>,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::unattached(Offload::ALL)
+    }
+
+    /// An endpoint is served, with these offloads.
+    fn with(offload: Offload) -> Self {
+        let mut bench = Self::unattached(offload);
+        bench.attach();
+        bench
+    }
+
+    fn unattached(offload: Offload) -> Self {
         let plan = TablePlan::new(1000, 1);
         let flows = Arc::new(FlowTable::new(plan, HashSeed::fixed(1)));
         let worker = Arc::new(WorkerCell::default());
         Self {
-            path: Path::new(flows, Arc::clone(&worker), 8, 0, 1),
-            plan: Plan::new(200),
+            path: Path::new(flows, Arc::clone(&worker), 8, (0, 1), offload),
+            plan: Plan::new(2000, 20_000),
+            buffers: TestBuffers::default(),
             worker,
             endpoint: Arc::default(),
         }
     }
 
     fn attached() -> Self {
-        let mut bench = Self::new();
-        bench.attach();
-        bench
+        Self::with(Offload::ALL)
     }
 
     fn attach(&mut self) {
@@ -82,37 +137,37 @@ impl Bench {
         });
     }
 
-    /// A datagram arrives behind 96 bytes, as in a receive buffer. Returns the buffer after it.
-    fn arrive(&mut self, datagram: &[u8], outer: OuterPath) -> (Decap, Vec<u8>) {
-        let mut bytes = [&[0; 96][..], datagram].concat();
+    /// A datagram arrives behind 96 bytes, as in a receive buffer, and is a batch of its own.
+    fn arrive(&mut self, datagram: &[u8], outer: OuterPath) -> Decap {
+        let bytes = [&[0; 96][..], datagram].concat();
         let range = 96..bytes.len();
-        let arrived = Arrived { buffer: BUFFER, bytes: &mut bytes, datagram: range, outer };
-        let decap = self.path.decap(arrived, NOW, &mut self.plan);
-        (decap, bytes)
+        self.buffers.put(BUFFER, bytes);
+        let arrived = Arrived { buffer: BUFFER, datagram: range, outer };
+        let decap = self.path.decap(arrived, NOW, &mut self.buffers, &mut self.plan);
+        self.path.end_batch(&mut self.buffers, &mut self.plan);
+        decap
     }
 
-    /// A frame is read behind its headroom. Returns the buffer after it.
-    fn read(&mut self, frame: &[u8], side: Side) -> Vec<u8> {
-        let mut bytes = [&[0xee; 256][..], frame].concat();
+    /// A frame is read behind its headroom, and is a batch of its own.
+    fn read(&mut self, frame: &[u8], side: Side) {
+        let bytes = [&[0xee; 256][..], frame].concat();
         let range = 256..bytes.len();
-        let frame = Frame { buffer: BUFFER, bytes: &mut bytes, frame: range, side };
-        self.path.encap(LIFE.slot, frame, NOW, &mut self.plan);
-        bytes
+        self.buffers.put(BUFFER, bytes);
+        let frame = Frame { buffer: BUFFER, frame: range, side };
+        self.path.encap(LIFE.slot, &frame, NOW, &mut self.buffers, &mut self.plan);
+        self.path.end_batch(&mut self.buffers, &mut self.plan);
     }
 
     /// The only job of the plan, as target and bytes.
-    fn planned(&mut self, buffer: &[u8]) -> (Target, Vec<u8>) {
+    fn planned(&mut self) -> (Target, Vec<u8>) {
         let mut jobs = self.plan.jobs();
         let (job, spans) = jobs.next().expect("something is planned");
         assert!(jobs.next().is_none(), "one job");
         assert_eq!((job.endpoint, job.packets), (LIFE.slot, 1));
-        let &[Span { buffer: id, start, len }] = spans else { panic!("one span") };
-        assert_eq!(id, BUFFER);
-        let bytes = buffer[start as usize..][..len as usize].to_vec();
-        let target = job.target;
+        let planned = (job.target, self.buffers.gather(spans));
         drop(jobs);
         self.plan.clear();
-        (target, bytes)
+        planned
     }
 }
 
@@ -123,15 +178,15 @@ fn frame(packet: &[u8]) -> Vec<u8> {
 #[test]
 fn a_packet_goes_in_and_its_answer_comes_back_with_its_header() {
     let mut bench = Bench::attached();
-    let (decap, buffer) = bench.arrive(&datagram(*b"abcd"), outer(60_000));
+    let decap = bench.arrive(&datagram(*b"abcd"), outer(60_000));
     assert_eq!(decap, Decap::Done);
-    assert_eq!(bench.planned(&buffer), (Target::Gwi, frame(&PACKET)));
+    assert_eq!(bench.planned(), (Target::Gwi, frame(&PACKET)));
 
     for side in Side::BOTH {
         for packet in [&PACKET, &ANSWER] {
-            let buffer = bench.read(&frame(packet), side);
+            bench.read(&frame(packet), side);
             let expected = [&header(*b"abcd")[..], packet].concat();
-            assert_eq!(bench.planned(&buffer), (Target::Outer(outer(60_000)), expected));
+            assert_eq!(bench.planned(), (Target::Outer(outer(60_000)), expected));
         }
     }
     assert_eq!(bench.endpoint.from_gwlb.packets.get(), 1);
@@ -149,9 +204,9 @@ fn the_newest_header_wins() {
         bench.arrive(&datagram(cookie), outer(port));
         bench.plan.clear();
     }
-    let buffer = bench.read(&frame(&ANSWER), Side::Gwo);
+    bench.read(&frame(&ANSWER), Side::Gwo);
     let expected = [&header(*b"new!")[..], &ANSWER].concat();
-    assert_eq!(bench.planned(&buffer), (Target::Outer(outer(60_001)), expected));
+    assert_eq!(bench.planned(), (Target::Outer(outer(60_001)), expected));
 }
 
 #[test]
@@ -165,8 +220,8 @@ fn an_open_checksum_is_completed() {
     open[0] = 1;
     open[6..8].copy_from_slice(&20_u16.to_ne_bytes());
     open[8..10].copy_from_slice(&6_u16.to_ne_bytes());
-    let buffer = bench.read(&open, Side::Gwo);
-    let (_, sent) = bench.planned(&buffer);
+    bench.read(&open, Side::Gwo);
+    let (_, sent) = bench.planned();
     assert_eq!(sent[40 + 26..], (!0x1271_u16).to_be_bytes());
 }
 
@@ -217,13 +272,13 @@ fn the_kernels_own_packets_are_noise() {
 #[test]
 fn datagrams_wait_for_their_endpoint_in_order() {
     let mut bench = Bench::new();
-    let (decap, _) = bench.arrive(&datagram(*b"0000"), outer(1));
+    let decap = bench.arrive(&datagram(*b"0000"), outer(1));
     assert_eq!(decap, Decap::Unknown(ID));
     assert!(bench.path.announced(ID, &datagram(*b"0000"), outer(1)));
     for n in 1..1030_u16 {
         let [high, low] = n.to_be_bytes();
         let cookie = [0, 0, high, low];
-        assert_eq!(bench.arrive(&datagram(cookie), outer(n)).0, Decap::Done);
+        assert_eq!(bench.arrive(&datagram(cookie), outer(n)), Decap::Done);
     }
     assert!(bench.plan.is_empty());
     assert_eq!(bench.worker.held_in.get(), 1024);
@@ -231,15 +286,17 @@ fn datagrams_wait_for_their_endpoint_in_order() {
 
     bench.attach();
     // One that arrives now must not overtake the held ones.
-    assert_eq!(bench.arrive(&datagram(*b"late"), outer(1)).0, Decap::Done);
+    assert_eq!(bench.arrive(&datagram(*b"late"), outer(1)), Decap::Done);
     assert_eq!(bench.worker.drops.get(DropReason::NotReady), 7, "its share is full");
     let mut ports = Vec::new();
     while bench.path.has_held(LIFE) {
         let mut bytes = vec![0; 200];
         let (len, outer) = bench.path.next_held(LIFE, &mut bytes[96..]).unwrap();
-        let arrived = Arrived { buffer: BUFFER, bytes: &mut bytes, datagram: 96..96 + len, outer };
-        bench.path.decap_held(arrived, NOW, &mut bench.plan);
-        assert_eq!(bench.planned(&bytes), (Target::Gwi, frame(&PACKET)));
+        bench.buffers.put(BUFFER, bytes);
+        let arrived = Arrived { buffer: BUFFER, datagram: 96..96 + len, outer };
+        bench.path.decap_held(arrived, NOW, &mut bench.buffers, &mut bench.plan);
+        bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
+        assert_eq!(bench.planned(), (Target::Gwi, frame(&PACKET)));
         ports.push(outer.remote_port);
     }
     assert_eq!(ports, [1].into_iter().chain(1..1024).collect::<Vec<_>>());
@@ -256,7 +313,7 @@ fn an_endpoint_that_fails_loses_nothing_silently() {
     bench.path.forget(ID, DropReason::EndpointFailed);
     assert_eq!(bench.worker.drops.get(DropReason::EndpointFailed), 1);
     assert_eq!((bench.worker.held_in.get(), bench.worker.held_out.get()), (1, 1));
-    assert_eq!(bench.arrive(&datagram(*b"abcd"), outer(1)).0, Decap::Unknown(ID));
+    assert_eq!(bench.arrive(&datagram(*b"abcd"), outer(1)), Decap::Unknown(ID));
 }
 
 #[test]

@@ -154,6 +154,14 @@ pub struct EndpointCell {
 pub struct WorkerCell {
     /// Datagrams received on UDP port 6081, and their UDP payload bytes.
     pub datagrams: Traffic,
+    /// Receives that brought them: fewer, where the kernel merges datagrams.
+    pub receives: Counter,
+    /// Frames written to `gwi`: fewer than packets, where packets are merged.
+    pub gwi_writes: Counter,
+    /// Frames read from `gwi` and `gwo`.
+    pub tun_reads: Counter,
+    /// Sends to the load balancer: fewer than packets, where several share one.
+    pub sends: Counter,
     /// Datagrams that were dropped before, or without, belonging to an endpoint.
     pub drops: Drops,
     /// Datagrams that wait for their endpoint's CREATE hook. A gauge, kept as two counters.

@@ -181,6 +181,14 @@ impl EndpointSnapshot {
 pub struct WorkerSnapshot {
     /// See [`WorkerCell::datagrams`].
     pub datagrams: TrafficSnapshot,
+    /// See [`WorkerCell::receives`].
+    pub receives: u64,
+    /// See [`WorkerCell::gwi_writes`].
+    pub gwi_writes: u64,
+    /// See [`WorkerCell::tun_reads`].
+    pub tun_reads: u64,
+    /// See [`WorkerCell::sends`].
+    pub sends: u64,
     /// See [`WorkerCell::drops`].
     pub drops: DropsSnapshot,
     /// Datagrams in the hold queue now.
@@ -208,6 +216,10 @@ impl From<&WorkerCell> for WorkerSnapshot {
         let held_out = live.held_out.get();
         Self {
             datagrams: (&live.datagrams).into(),
+            receives: live.receives.get(),
+            gwi_writes: live.gwi_writes.get(),
+            tun_reads: live.tun_reads.get(),
+            sends: live.sends.get(),
             drops: (&live.drops).into(),
             held: live.held_in.get().saturating_sub(held_out),
             last_datagram: live.last_datagram.get(),

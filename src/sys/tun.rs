@@ -3,8 +3,9 @@
 //! Every ioctl here takes the kernel's rtnl lock, which other programs may hold for seconds, and
 //! so does the close of a queue: only the netdev thread calls this module.
 //!
-//! A queue is one descriptor. Frames on it start with a 10-byte virtio header; the link has no
-//! offloads until somebody asks for them.
+//! A queue is one descriptor. Frames on it start with a 10-byte virtio header, which says whether
+//! one is a super-packet and whether its checksum is still open. The kernel hands over such frames
+//! only as far as [`Offload`] allows, and takes them always.
 
 #![expect(unsafe_code, reason = "TUN links are made by ioctl")]
 
@@ -15,14 +16,23 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
+use super::Errno;
 use super::Error;
 use crate::types::LinkName;
+use crate::types::Offload;
 
 /// The device that makes TUN links.
 const DEVICE: &str = "/dev/net/tun";
 
 /// Bytes of `struct virtio_net_hdr` before each packet (`include/uapi/linux/virtio_net.h`).
 const VNET_HEADER_BYTES: libc::c_int = 10;
+
+/// What a queue's reader can handle.
+const TUN_F_CSUM: libc::c_int = 0x01;
+const TUN_F_TSO4: libc::c_int = 0x02;
+const TUN_F_TSO6: libc::c_int = 0x04;
+const TUN_F_USO4: libc::c_int = 0x20;
+const TUN_F_USO6: libc::c_int = 0x40;
 
 nix::ioctl_write_ptr_bad!(
     /// `TUNSETIFF`; its number says `int`, its argument is an `ifreq`.
@@ -49,12 +59,14 @@ nix::ioctl_write_ptr!(
 /// # Errors
 /// `open` when there is no TUN device or no permission for it; `TUNSETIFF` with `EPERM` without
 /// `CAP_NET_ADMIN`, with `EBUSY` if a link of that name exists, with `E2BIG` above 256 queues.
-pub fn create(name: LinkName, count: usize) -> Result<Vec<OwnedFd>, Error> {
+pub fn create(name: LinkName, count: usize, offload: Offload) -> Result<Vec<OwnedFd>, Error> {
     let mut queues = Vec::with_capacity(count);
     for number in 0..count {
         // The first queue makes the link; it must not join one that somebody else made.
         let exclusive = if number == 0 { libc::IFF_TUN_EXCL } else { 0 };
-        queues.push(open_queue(name.as_str(), exclusive)?);
+        let queue = open_queue(name.as_str(), exclusive)?;
+        set_offload(&queue, offload, name.as_str())?;
+        queues.push(queue);
     }
     Ok(queues)
 }
@@ -65,7 +77,53 @@ pub fn create(name: LinkName, count: usize) -> Result<Vec<OwnedFd>, Error> {
 /// # Errors
 /// As [`create`].
 pub fn probe() -> Result<(), Error> {
-    open_queue("gwlbtun%d", libc::IFF_TUN_EXCL).map(drop)
+    probe_queue().map(drop)
+}
+
+/// Tries on such a link which of the offloads the kernel's TUN can. The super-packets, one of TCP
+/// and one of UDP, each behind its virtio header, are written for the trial and go nowhere.
+///
+/// # Errors
+/// As [`create`].
+pub fn probe_offload(tcp: &[u8], udp: &[u8]) -> Result<Offload, Error> {
+    let queue = probe_queue()?;
+    let allows = |offload| set_offload(&queue, offload, "probe").is_ok();
+    let tun_tso = allows(Offload { tun_tso: true, ..Offload::NONE });
+    let tun_uso = allows(Offload { tun_uso: true, ..Offload::NONE });
+    Ok(Offload {
+        tun_tso,
+        tun_uso,
+        tcp_coalescing: takes_super_packet(&queue, tcp),
+        // Before 6.2 the link would take them for something else.
+        udp_coalescing: tun_uso && takes_super_packet(&queue, udp),
+        ..Offload::ALL
+    })
+}
+
+fn probe_queue() -> Result<OwnedFd, Error> {
+    open_queue("gwlbtun%d", libc::IFF_TUN_EXCL)
+}
+
+/// Asks for super-packets and open checksums, for the whole link.
+fn set_offload(queue: &OwnedFd, offload: Offload, name: &str) -> Result<(), Error> {
+    let mut flags = 0;
+    if offload.tun_tso {
+        flags |= TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+    }
+    if offload.tun_uso {
+        flags |= TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
+    }
+    // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
+    unsafe { tun_set_offload(queue.as_raw_fd(), flags) }
+        .map_err(|errno| Error::new("ioctl TUNSETOFFLOAD", name.to_string(), errno))?;
+    Ok(())
+}
+
+/// Whether the kernel takes a super-packet. On a link that is down it looks at the virtio header,
+/// which some kernels refuse without a reason (Linux e269d79c7d35: `EINVAL`), and then says `EIO`:
+/// nothing goes anywhere (`tun_get_user`, drivers/net/tun.c).
+fn takes_super_packet(queue: &OwnedFd, frame: &[u8]) -> bool {
+    nix::unistd::write(queue, frame) == Err(Errno::EIO)
 }
 
 /// Opens one more queue of the link `name`, or the first one.
@@ -86,8 +144,6 @@ fn open_queue(name: &str, more_flags: libc::c_int) -> Result<OwnedFd, Error> {
     // SAFETY: the argument is an `int` that outlives the call, as TUNSETVNETHDRSZ demands.
     unsafe { tun_set_vnet_hdr_sz(fd, &VNET_HEADER_BYTES) }
         .map_err(fail("ioctl TUNSETVNETHDRSZ"))?;
-    // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
-    unsafe { tun_set_offload(fd, 0) }.map_err(fail("ioctl TUNSETOFFLOAD"))?;
     Ok(queue)
 }
 

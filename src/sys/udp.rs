@@ -31,6 +31,7 @@ use nix::sys::socket::sockopt;
 use super::Errno;
 use super::Error;
 use crate::types::GENEVE_PORT;
+use crate::types::Offload;
 
 /// Time to live of the datagrams that we send. A load balancer node is one hop away.
 const TTL: i32 = 64;
@@ -45,11 +46,12 @@ const RECEIVE_BYTES_MIN: usize = 212_992;
 /// Opens a socket that receives GENEVE on every local address, beside the other workers' sockets.
 ///
 /// The receive queue is made `queue_bytes` long: beyond `net.core.rmem_max` where the process has
-/// `CAP_NET_ADMIN`, up to it otherwise. 0 leaves it at the kernel's default.
+/// `CAP_NET_ADMIN`, up to it otherwise. 0 leaves it at the kernel's default. With `gro` the kernel
+/// may merge datagrams of one outer path, and says of what length they are (`UDP_GRO`).
 ///
 /// # Errors
 /// `EADDRINUSE` when another user, or a program without `SO_REUSEPORT`, has the port.
-pub fn open_receiver(queue_bytes: usize) -> Result<OwnedFd, Error> {
+pub fn open_receiver(queue_bytes: usize, gro: bool) -> Result<OwnedFd, Error> {
     let subject = || format!("UDP port {GENEVE_PORT}");
     let fail = |call| move |errno| Error::new(call, subject(), errno);
     let fd = open(subject)?;
@@ -61,10 +63,25 @@ pub fn open_receiver(queue_bytes: usize) -> Result<OwnedFd, Error> {
             setsockopt(&fd, sockopt::RcvBuf, &queue_bytes).map_err(fail("setsockopt SO_RCVBUF"))?;
         }
     }
+    if gro {
+        setsockopt(&fd, sockopt::UdpGroSegment, &true).map_err(fail("setsockopt UDP_GRO"))?;
+    }
     set_send_options(&fd, subject)?;
     let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, GENEVE_PORT));
     bind(fd.as_raw_fd(), &any).map_err(fail("bind"))?;
     Ok(fd)
+}
+
+/// Tries which of the offloads a UDP socket can.
+pub fn probe_offload() -> Offload {
+    let Ok(fd) = open(|| "UDP probe".to_owned()) else {
+        return Offload { udp_gro: false, udp_gso: false, ..Offload::ALL };
+    };
+    Offload {
+        udp_gro: setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok(),
+        udp_gso: setsockopt(&fd, sockopt::UdpGsoSegment, &1400).is_ok(),
+        ..Offload::ALL
+    }
 }
 
 /// Counts the sockets on the receive port, in this network namespace, that are not among `own`.
@@ -209,7 +226,7 @@ mod tests {
     #[test]
     fn sockets_of_others_on_the_port_are_seen() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test needs root");
-        let [own, other] = [open_receiver(0).unwrap(), open_receiver(0).unwrap()];
+        let [own, other] = [open_receiver(0, true).unwrap(), open_receiver(0, false).unwrap()];
         let own = [own];
         assert_eq!(count_foreign_receivers(&own), Ok(1));
         drop(other);

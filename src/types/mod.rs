@@ -71,3 +71,9 @@ pub struct OuterPath {
     /// The UDP source port that the node used.
     pub remote_port: u16,
 }
+
+impl OuterPath {
+    /// What stands where there is none yet.
+    pub const NONE: Self =
+        Self { local: Ipv4Addr::UNSPECIFIED, remote: Ipv4Addr::UNSPECIFIED, remote_port: 0 };
+}

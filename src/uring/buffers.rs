@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The ring is a FIFO: every buffer offered gets its turn, so the working set is what is offered,
-//! not what is used. Therefore only [`GroupPlan::offered`] buffers are with the kernel at a time;
-//! the others wait on a stack.
+//! not what is used. Therefore only so many buffers are with the kernel at a time as stay in the
+//! cache ([`WORKING_SET_BYTES`]) if each is filled as the last ones were: few that are filled to
+//! the brim, many that hold one small packet each. The others wait on a stack.
 #![expect(unsafe_code, reason = "the kernel and we share this memory by convention")]
 
 use std::ptr::NonNull;
@@ -27,10 +28,16 @@ use crate::sys::Mapping;
 /// the first lines of all buffers do not fall into the same few sets of the cache.
 const BUFFER_ALIGN: usize = 256;
 
+/// Bytes that the buffers with the kernel are filled with, together: what a core's own cache holds.
+const WORKING_SET_BYTES: usize = 1 << 20;
+
+/// Buffers that the kernel has at a time, at least.
+const OFFERED_MIN: u16 = 16;
+
 /// Size of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupPlan {
-    /// Buffers that the kernel has at a time, a power of two.
+    /// Most buffers that the kernel has at a time, a power of two.
     pub offered: u16,
     /// All buffers; those not offered are in use or wait.
     pub count: u16,
@@ -63,6 +70,8 @@ pub(super) struct BufferGroup {
     memory: Mapping,
     leases: LeaseTable,
     tail: u16,
+    /// How much the kernel has put into a buffer lately, in 1/16 bytes.
+    filled_16ths: usize,
 }
 
 impl BufferGroup {
@@ -80,7 +89,7 @@ impl BufferGroup {
             Error::from_io("io_uring_register PBUF_RING", format!("group {id}"), &error)
         })?;
         let leases = LeaseTable::new(plan.count);
-        Ok(Self { plan, memory, leases, tail: 0 })
+        Ok(Self { plan, memory, leases, tail: 0, filled_16ths: 0 })
     }
 
     /// The states of the buffers.
@@ -98,10 +107,24 @@ impl BufferGroup {
         self.leases.offered()
     }
 
+    /// Notes how much the kernel has put into a buffer.
+    #[inline]
+    pub(super) fn filled(&mut self, bytes: usize) {
+        self.filled_16ths = self.filled_16ths - self.filled_16ths / 16 + bytes;
+    }
+
+    /// How many buffers the kernel should have.
+    fn share(&self) -> u16 {
+        let buffers = WORKING_SET_BYTES / (self.filled_16ths / 16).max(1);
+        let buffers = u16::try_from(buffers).unwrap_or(u16::MAX);
+        buffers.max(OFFERED_MIN).min(self.plan.offered)
+    }
+
     /// Offers free buffers to the kernel until it has its share or none is free.
     pub(super) fn refill(&mut self) {
         let before = self.tail;
-        while self.leases.offered() < self.plan.offered {
+        let share = self.share();
+        while self.leases.offered() < share {
             let Some(buffer) = self.leases.offer() else {
                 break;
             };

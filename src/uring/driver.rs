@@ -400,6 +400,11 @@ impl Driver {
         self.operations.endpoint_of(slot_key(token))
     }
 
+    /// How many more writes and sends can be started.
+    pub fn free_slots(&self) -> usize {
+        self.plan.operations_max as usize - self.operations.in_flight()
+    }
+
     /// Writes and sends that have not ended.
     pub fn in_flight(&self) -> usize {
         self.operations.in_flight()
@@ -503,13 +508,13 @@ impl Driver {
         let mut buffer = None;
         if let Some(index) = cqueue::buffer_select(flags) {
             let group = if token.operation == Operation::Receive { Group::Udp } else { Group::Tun };
-            let leases = self.group_mut(group).leases();
-            leases.received(index).ok()?;
-            if result.is_ok() {
+            self.group_mut(group).leases().received(index).ok()?;
+            if let Ok(bytes) = result {
+                self.group_mut(group).filled(bytes as usize);
                 buffer = Some(BufferId::new(group, index));
             } else {
                 // An operation may take a buffer and then fail; there is nothing in it.
-                leases.release(index).ok()?;
+                self.group_mut(group).leases().release(index).ok()?;
             }
         }
         Some(Completion { token, result, buffer, more: cqueue::more(flags) })

@@ -10,7 +10,7 @@
 //!
 //! The three fields in front have fixed sizes, whatever of them is used
 //! (`io_uring_prep_recvmsg(3)`, "multishot"). Their numbers are in the machine's byte order. 64
-//! bytes of control hold `IP_PKTINFO` (32) and a later `UDP_GRO` (24).
+//! bytes of control hold `IP_PKTINFO` (32) and `UDP_GRO` (24).
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -35,15 +35,36 @@ pub const DATAGRAM_START: usize = CONTROL_START + CONTROL_BYTES;
 /// A control message's own header: length, level, type (`struct cmsghdr`, 64-bit).
 const CMSG_BYTES: usize = size_of::<libc::cmsghdr>();
 
-/// One received datagram.
+/// Longest datagram, and longest train of datagrams that the kernel has merged.
+pub const DATAGRAM_BYTES_MAX: usize = 65_535;
+
+/// One datagram, or several of one outer path that the kernel has merged (`UDP_GRO`, udp(7)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
     /// Where it came from and which of our addresses it hit.
     pub outer: OuterPath,
     /// Its bytes, as a range of the buffer.
-    pub datagram: Range<usize>,
+    pub bytes: Range<usize>,
+    /// Length of each datagram but the last, which may be shorter: never 0.
+    pub datagram_bytes: usize,
     /// It was longer than the buffer and lost its end.
     pub truncated: bool,
+}
+
+impl Received {
+    /// How many datagrams there are: at least one, which may be empty.
+    pub fn count(&self) -> usize {
+        self.bytes.len().div_ceil(self.datagram_bytes).max(1)
+    }
+
+    /// Where each datagram is.
+    pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Self { bytes, datagram_bytes, .. } = self.clone();
+        (0..self.count()).map(move |number| {
+            let start = bytes.start + number * datagram_bytes;
+            start..bytes.end.min(start + datagram_bytes)
+        })
+    }
 }
 
 /// Reads the fields in front of a datagram. `filled` is what the kernel has filled of a buffer.
@@ -56,34 +77,60 @@ pub fn parse(filled: &[u8]) -> Option<Received> {
     let name: &[u8; NAME_BYTES] = filled.get(NAME_START..)?.first_chunk()?;
     let [_, _, port_high, port_low, a, b, c, d, ..] = *name;
     let control = filled.get(CONTROL_START..CONTROL_START + control_len)?;
-    let datagram = DATAGRAM_START..filled.len();
-    if datagram.end < datagram.start {
+    let bytes = DATAGRAM_START..filled.len();
+    if bytes.end < bytes.start {
         return None;
     }
+    let said = Said::parse(control);
     Some(Received {
         outer: OuterPath {
-            local: local_address(control)?,
+            local: said.local?,
             remote: Ipv4Addr::new(a, b, c, d),
             remote_port: u16::from_be_bytes([port_high, port_low]),
         },
-        datagram,
+        datagram_bytes: said.datagram_bytes.unwrap_or_else(|| bytes.len()).max(1),
+        bytes,
         truncated: flags & libc::MSG_TRUNC != 0,
     })
 }
 
-/// The address that a datagram hit, from its `IP_PKTINFO` message.
-fn local_address(mut control: &[u8]) -> Option<Ipv4Addr> {
-    loop {
+/// What the control messages say.
+#[derive(Default)]
+struct Said {
+    /// The address that the datagram hit (`IP_PKTINFO`).
+    local: Option<Ipv4Addr>,
+    /// Into pieces of which length it has to be cut (`UDP_GRO`); one datagram says nothing.
+    datagram_bytes: Option<usize>,
+}
+
+impl Said {
+    fn parse(mut control: &[u8]) -> Self {
+        let mut said = Self::default();
+        while let Some(rest) = said.take_one(control) {
+            control = rest;
+        }
+        said
+    }
+
+    /// Reads the first message. Returns the rest, if there is one.
+    fn take_one<'a>(&mut self, control: &'a [u8]) -> Option<&'a [u8]> {
         let len = usize::from_ne_bytes(*control.first_chunk()?);
         let level = i32::from_ne_bytes(*control.get(8..)?.first_chunk()?);
         let kind = i32::from_ne_bytes(*control.get(12..)?.first_chunk()?);
         let data = control.get(CMSG_BYTES..len)?;
-        if (level, kind) == (libc::IPPROTO_IP, libc::IP_PKTINFO) {
-            // struct in_pktinfo: interface index, local address to answer from, destination.
-            let address: [u8; 4] = *data.get(4..)?.first_chunk()?;
-            return Some(address.into());
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                // struct in_pktinfo: interface index, local address to answer from, destination.
+                let address: [u8; 4] = *data.get(4..)?.first_chunk()?;
+                self.local = Some(address.into());
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                let bytes = i32::from_ne_bytes(*data.first_chunk()?);
+                self.datagram_bytes = usize::try_from(bytes).ok();
+            }
+            _ => {}
         }
-        control = control.get(len.next_multiple_of(align_of::<usize>())..)?;
+        control.get(len.next_multiple_of(align_of::<usize>())..)
     }
 }
 
@@ -95,14 +142,16 @@ fn word(bytes: &[u8], start: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// A buffer as the kernel fills it: `others` control messages before the one that counts.
-    fn buffer(others: usize, flags: i32, datagram: &[u8]) -> Vec<u8> {
+    /// A buffer as the kernel fills it, with `merged` messages that say that datagrams of 2 bytes
+    /// were merged.
+    fn buffer(merged: usize, flags: i32, datagram: &[u8]) -> Vec<u8> {
         let mut control = Vec::new();
-        for _ in 0..others {
+        for _ in 0..merged {
             control.extend(20_usize.to_ne_bytes());
-            control.extend(17_i32.to_ne_bytes());
-            control.extend(104_i32.to_ne_bytes());
-            control.extend([9; 8]);
+            control.extend(libc::SOL_UDP.to_ne_bytes());
+            control.extend(libc::UDP_GRO.to_ne_bytes());
+            control.extend(2_i32.to_ne_bytes());
+            control.extend([9; 4]);
         }
         control.extend(28_usize.to_ne_bytes());
         control.extend(libc::IPPROTO_IP.to_ne_bytes());
@@ -129,13 +178,31 @@ mod tests {
                 remote: Ipv4Addr::new(10, 9, 8, 7),
                 remote_port: 60_000,
             },
-            datagram: 96..99,
+            bytes: 96..99,
+            datagram_bytes: 3,
             truncated: false,
         };
         assert_eq!(parse(&buffer(0, 0, b"abc")), Some(expected.clone()));
-        assert_eq!(parse(&buffer(1, 0, b"abc")), Some(expected));
-        assert_eq!(parse(&buffer(0, 0, b"")).unwrap().datagram, 96..96);
+        let merged = Received { datagram_bytes: 2, ..expected };
+        assert_eq!(parse(&buffer(1, 0, b"abc")), Some(merged));
+        assert_eq!(parse(&buffer(0, 0, b"")).unwrap().bytes, 96..96);
         assert!(parse(&buffer(0, libc::MSG_TRUNC, b"abc")).unwrap().truncated);
+    }
+
+    #[test]
+    fn merged_datagrams_are_taken_apart() {
+        let places = |merged, bytes: &[u8]| {
+            let received = parse(&buffer(merged, 0, bytes)).unwrap();
+            let places: Vec<_> =
+                received.datagrams().map(|place| (place.start, place.end)).collect();
+            assert_eq!(places.len(), received.count());
+            places
+        };
+        assert_eq!(places(1, b"abcde"), [(96, 98), (98, 100), (100, 101)]);
+        assert_eq!(places(1, b"abcd"), [(96, 98), (98, 100)]);
+        assert_eq!(places(1, b"a"), [(96, 97)]);
+        assert_eq!(places(0, b"abcde"), [(96, 101)]);
+        assert_eq!(places(0, b""), [(96, 96)], "an empty datagram is one");
     }
 
     #[test]

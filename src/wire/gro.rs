@@ -7,13 +7,13 @@
 //! |---|---|
 //! | IP version, header length | IPv4 without options, or IPv6 without extension headers |
 //! | lengths | exact: no bytes behind the packet; UDP length as the IP length says |
-//! | TOS or traffic class, TTL or hop limit, DF, flow label, addresses, ports | as the first one's |
+//! | TOS, class, TTL, hop limit, DF, flow label, addresses, ports | as the first one's |
 //! | fragments, reserved bit | none |
 //! | IPv4 identification | the last one + 1; with DF set and 0 in the first one, 0 |
 //! | TCP flags | ACK; PSH beside it ends the super-packet |
 //! | TCP sequence number | right behind the last one |
 //! | TCP acknowledgment, byte 12, window, urgent pointer, options | as the first one's |
-//! | payload | at least 1 byte, no longer than the first one's; a shorter one ends the super-packet |
+//! | payload | 1 byte at least, no longer than the first one's; a shorter one is the last |
 //! | checksums | valid, and the one of the two forms of zero that a sender writes; UDP has one |
 //!
 //! That contains the rules of the kernel's own GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`) and

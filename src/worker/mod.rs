@@ -45,10 +45,10 @@ use crate::path::Endpoint;
 use crate::path::Frame;
 use crate::path::Path;
 use crate::path::plan::BufferId;
+use crate::path::plan::Buffers;
 use crate::path::plan::Group;
 use crate::path::plan::Job;
 use crate::path::plan::Plan;
-use crate::path::plan::SPANS_MAX;
 use crate::path::plan::Target;
 use crate::stats::WorkerCell;
 use crate::sys::Errno;
@@ -60,6 +60,8 @@ use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
 use crate::types::GENEVE_PORT;
 use crate::types::Moment;
+use crate::types::Offload;
+use crate::types::OuterPath;
 use crate::types::Side;
 use crate::types::WorkerId;
 use crate::uring::Completion;
@@ -73,6 +75,7 @@ use crate::uring::Token;
 use crate::uring::Verdict;
 use crate::uring::queue_of;
 use crate::uring::received;
+use crate::uring::received::Received;
 use crate::uring::verdict;
 
 /// How long an idle worker sleeps: it shows its heartbeat four times a second.
@@ -92,6 +95,15 @@ const DRAIN_MAX: Duration = Duration::from_millis(200);
 /// How long a stopping worker waits for the kernel to give its operations back.
 const STOP_MAX: Duration = Duration::from_secs(1);
 
+/// Writes and sends that are planned before they are started, and the spans of all of them. There
+/// are twice as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when the
+/// next one looks.
+const JOBS_MAX: usize = 1024;
+const SPANS_PLANNED_MAX: usize = 16_384;
+
+/// Most writes and sends in flight.
+pub const OPERATIONS_MAX: u32 = 2048;
+
 /// Frames read from one queue in a row, where there is no multishot read.
 const READS_IN_A_ROW: usize = 64;
 
@@ -106,6 +118,8 @@ pub struct WorkerParts {
     pub driver: DriverPlan,
     /// Its receive socket.
     pub receiver: OwnedFd,
+    /// What may leave together.
+    pub offload: Offload,
     /// Messages from control.
     pub commands: Receiver<Command>,
     /// What control notifies after leaving a message.
@@ -132,6 +146,44 @@ enum Phase {
     Stopping(Moment),
 }
 
+/// What the kernel has filled and nobody has looked at yet, the oldest first: where a turn is at
+/// its limits, the rest waits for the next one.
+#[derive(Debug)]
+struct Arrivals {
+    datagrams: VecDeque<(BufferId, usize)>,
+    frames: VecDeque<(Token, BufferId, usize)>,
+}
+
+impl Arrivals {
+    fn new(buffers: usize) -> Self {
+        let (datagrams, frames) =
+            (VecDeque::with_capacity(buffers), VecDeque::with_capacity(buffers));
+        Self { datagrams, frames }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.datagrams.is_empty() && self.frames.is_empty()
+    }
+}
+
+/// The buffers of this batch, for the path.
+struct BatchBuffers<'a> {
+    driver: &'a mut Driver,
+    looked_into: &'a mut Vec<BufferId>,
+}
+
+impl Buffers for BatchBuffers<'_> {
+    fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8] {
+        self.driver.bytes_mut(buffer)
+    }
+
+    fn take_scratch(&mut self) -> Option<BufferId> {
+        let buffer = self.driver.take_buffer(Group::Tun)?;
+        self.looked_into.push(buffer);
+        Some(buffer)
+    }
+}
+
 /// One worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -152,6 +204,7 @@ pub struct Worker {
     admission: Arc<Admission>,
     cell: Arc<WorkerCell>,
     completions: Vec<Completion>,
+    arrivals: Arrivals,
     /// Buffers that this turn has looked into: held until its plan is executed.
     looked_into: Vec<BufferId>,
     /// Endpoints whose held datagrams are being delivered.
@@ -171,7 +224,8 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses the ring, its memory, or a registration.
     pub fn new(parts: WorkerParts) -> Result<Self, Error> {
-        let WorkerParts { id, workers, driver: plan, receiver, wake, flows, cell, .. } = parts;
+        let WorkerParts { id, workers, driver: plan, receiver, offload, wake, flows, cell, .. } =
+            parts;
         let mut driver = Driver::new(plan)?;
         driver.set_receiver(receiver.as_fd());
         let endpoints_max = usize::from(plan.endpoints_max);
@@ -181,8 +235,14 @@ impl Worker {
         Ok(Self {
             id,
             driver,
-            path: Path::new(flows_shared, cell_shared, endpoints_max, id.index(), workers),
-            plan: Plan::new(buffers),
+            path: Path::new(
+                flows_shared,
+                cell_shared,
+                endpoints_max,
+                (id.index(), workers),
+                offload,
+            ),
+            plan: Plan::new(JOBS_MAX, SPANS_PLANNED_MAX),
             queues: Queues::new(endpoints_max),
             senders: Senders::new(plan.senders_max, plan.tun.count / 2),
             receive: Stream::default(),
@@ -195,6 +255,7 @@ impl Worker {
             admission: parts.admission,
             cell,
             completions: Vec::with_capacity(2 * buffers + usize::from(plan.senders_max)),
+            arrivals: Arrivals::new(buffers),
             looked_into: Vec::with_capacity(buffers),
             replaying: VecDeque::with_capacity(endpoints_max),
             phase: Phase::Running,
@@ -230,13 +291,17 @@ impl Worker {
         self.cell.stray_completions.add(strays);
         // First what control says: datagrams of an endpoint that is ready now need not wait.
         self.on_commands();
-        let quiet = self.completions.is_empty() && self.queues.readable() == 0;
+        let quiet =
+            self.completions.is_empty() && self.queues.readable() == 0 && self.arrivals.is_empty();
+        // What has ended first: that makes room for what has arrived.
         for place in 0..self.completions.len() {
             self.on_completion(self.completions[place])?;
         }
         self.completions.clear();
+        self.take_frames();
         self.read_the_readable();
         self.replay_held();
+        self.take_datagrams();
         self.execute();
         self.let_go();
         self.start_streams();
@@ -253,7 +318,9 @@ impl Worker {
         // Without a buffer to read into, only a completion can help.
         let can_read = self.queues.readable() > 0 && self.driver.has_free(Group::Tun);
         match self.phase {
-            _ if can_read || !self.replaying.is_empty() => Duration::ZERO,
+            _ if can_read || !self.replaying.is_empty() || !self.arrivals.is_empty() => {
+                Duration::ZERO
+            }
             Phase::Running => IDLE_TICK,
             Phase::Draining(_) | Phase::Stopping(_) => Duration::from_millis(10),
         }
@@ -287,7 +354,7 @@ impl Worker {
         match completion.result {
             Ok(filled) => {
                 if let Some(buffer) = completion.buffer {
-                    self.on_datagram(buffer, filled as usize);
+                    self.arrivals.datagrams.push_back((buffer, filled as usize));
                 }
             }
             Err(errno) => match verdict(Operation::Receive, errno) {
@@ -302,30 +369,57 @@ impl Worker {
         Ok(())
     }
 
-    fn on_datagram(&mut self, buffer: BufferId, filled: usize) {
-        self.make_room();
-        self.looked_into.push(buffer);
-        let bytes = self.driver.bytes_mut(buffer);
-        let Some(received) = received::parse(&bytes[..filled]) else {
+    /// Works off the datagrams that have arrived, as far as the limits of a turn allow.
+    fn take_datagrams(&mut self) {
+        while !self.arrivals.datagrams.is_empty() && !self.queues.is_pressed() {
+            // A plan's worth, then a look at how full the queues are.
+            while let Some(&(buffer, filled)) = self.arrivals.datagrams.front() {
+                let received = received::parse(&self.driver.bytes_mut(buffer)[..filled]);
+                let count = received.as_ref().map_or(1, Received::count);
+                if !self.path.has_room(&self.plan, count) {
+                    break;
+                }
+                self.arrivals.datagrams.pop_front();
+                self.looked_into.push(buffer);
+                self.on_received(buffer, received);
+            }
+            if !self.execute() {
+                return;
+            }
+        }
+    }
+
+    fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
+        let Some(received) = received else {
             // The kernel did not say where from: not a datagram that can be answered.
             self.cell.datagrams.count(0);
             self.cell.drops.count(DropReason::Short);
             return;
         };
         if received.truncated {
-            self.cell.datagrams.count(received.datagram.len());
+            self.cell.datagrams.count(received.bytes.len());
             self.cell.drops.count(DropReason::Mtu);
             return;
         }
-        let (datagram, outer) = (received.datagram, received.outer);
+        self.cell.receives.add(1);
+        for datagram in received.datagrams() {
+            self.on_datagram(buffer, datagram, received.outer);
+        }
+    }
+
+    fn on_datagram(&mut self, buffer: BufferId, datagram: Range<usize>, outer: OuterPath) {
         let sight = Sight::Datagram(outer);
         if self.sampler.wants_packets() {
-            self.sampler.offer(sight, None, &bytes[datagram.clone()], self.now);
+            let bytes = &self.driver.bytes_mut(buffer)[datagram.clone()];
+            self.sampler.offer(sight, None, bytes, self.now);
         }
-        let arrived = Arrived { buffer, bytes: &mut *bytes, datagram: datagram.clone(), outer };
-        if let Decap::Unknown(id) = self.path.decap(arrived, self.now, &mut self.plan) {
+        let arrived = Arrived { buffer, datagram: datagram.clone(), outer };
+        let Self { path, plan, driver, looked_into, now, .. } = self;
+        let mut buffers = BatchBuffers { driver, looked_into };
+        if let Decap::Unknown(id) = path.decap(arrived, *now, &mut buffers, plan) {
+            let bytes = &driver.bytes_mut(buffer)[datagram.clone()];
             match self.admission.admit(self.now) {
-                Ok(()) if self.path.announced(id, &bytes[datagram.clone()], outer) => {
+                Ok(()) if self.path.announced(id, bytes, outer) => {
                     self.outbox.push_back(Event::EndpointSeen(self.id, id));
                 }
                 Ok(()) => self.admission.release(),
@@ -334,7 +428,8 @@ impl Worker {
         }
         if self.sampler.wants_drops() {
             let dropped = self.path.take_last_drop();
-            self.sampler.offer_dropped(sight, dropped, &bytes[datagram], self.now);
+            let bytes = &self.driver.bytes_mut(buffer)[datagram];
+            self.sampler.offer_dropped(sight, dropped, bytes, self.now);
         }
     }
 
@@ -345,7 +440,9 @@ impl Worker {
                 self.replaying.pop_front();
                 continue;
             }
-            self.make_room();
+            if !self.make_room() {
+                return;
+            }
             let Some(buffer) = self.driver.take_buffer(Group::Udp) else {
                 return;
             };
@@ -354,8 +451,10 @@ impl Worker {
             let start = received::DATAGRAM_START;
             if let Some((len, outer)) = self.path.next_held(endpoint, &mut bytes[start..]) {
                 let datagram = start..start + len;
-                let arrived = Arrived { buffer, bytes, datagram: datagram.clone(), outer };
-                self.path.decap_held(arrived, self.now, &mut self.plan);
+                let arrived = Arrived { buffer, datagram: datagram.clone(), outer };
+                let Self { path, plan, driver, looked_into, now, .. } = self;
+                let mut buffers = BatchBuffers { driver, looked_into };
+                path.decap_held(arrived, *now, &mut buffers, plan);
                 if self.sampler.wants_drops() {
                     let dropped = self.path.take_last_drop();
                     let bytes = &self.driver.bytes_mut(buffer)[datagram];
@@ -374,6 +473,7 @@ impl Worker {
         };
         match result {
             Ok(_) => {
+                self.cell.gwi_writes.add(1);
                 let Ended { packets, packet_bytes, .. } = ended;
                 endpoint.cell.to_gwi.count_many(packets.into(), packet_bytes.into());
                 endpoint.cell.last_to_gwi.set(self.now);
@@ -398,7 +498,9 @@ impl Worker {
             return;
         }
         match (result, buffer) {
-            (Ok(filled), Some(buffer)) => self.on_frame(slot, side, buffer, filled as usize),
+            (Ok(filled), Some(buffer)) => {
+                self.arrivals.frames.push_back((token, buffer, filled as usize));
+            }
             (Ok(_), None) => self.queues.set_readable(slot, side),
             (Err(errno), _) => {
                 if verdict(Operation::TunRead, errno) == Verdict::Lost {
@@ -408,14 +510,32 @@ impl Worker {
         }
     }
 
+    /// Works off the frames that were read, as far as the limits of a turn allow.
+    fn take_frames(&mut self) {
+        while !self.arrivals.frames.is_empty() && self.make_room() {
+            let Some((token, buffer, filled)) = self.arrivals.frames.pop_front() else {
+                return;
+            };
+            let (slot, side) = queue_of(token.queue);
+            if self.queues.is_current(slot, token.generation) {
+                self.on_frame(slot, side, buffer, filled);
+            } else {
+                // Read before the endpoint was let go.
+                self.cell.drops.count(DropReason::Shutdown);
+                self.driver.release(buffer);
+            }
+        }
+    }
+
     fn on_frame(&mut self, slot: EndpointSlot, side: Side, buffer: BufferId, filled: usize) {
-        self.make_room();
+        self.cell.tun_reads.add(1);
         self.looked_into.push(buffer);
         let start = self.driver.headroom_bytes(Group::Tun);
-        let bytes = self.driver.bytes_mut(buffer);
         let frame = start..start + filled;
-        let arrived = Frame { buffer, bytes: &mut *bytes, frame: frame.clone(), side };
-        self.path.encap(slot, arrived, self.now, &mut self.plan);
+        let arrived = Frame { buffer, frame: frame.clone(), side };
+        let Self { path, plan, driver, looked_into, now, .. } = self;
+        let mut buffers = BatchBuffers { driver, looked_into };
+        path.encap(slot, &arrived, *now, &mut buffers, plan);
         if self.sampler.wants_packets() || self.sampler.wants_drops() {
             self.look_at_frame(slot, side, buffer, frame);
         }
@@ -455,7 +575,7 @@ impl Worker {
     fn read_the_readable(&mut self) {
         for _ in 0..self.queues.readable() {
             // Who finds no buffer keeps its turn.
-            if !self.driver.has_free(Group::Tun) {
+            if !self.driver.has_free(Group::Tun) || !self.make_room() {
                 return;
             }
             let Some((slot, side)) = self.queues.take_readable() else {
@@ -483,7 +603,12 @@ impl Worker {
             };
             let start = self.driver.headroom_bytes(Group::Tun);
             match nix::unistd::read(pair.fd(side), &mut self.driver.bytes_mut(buffer)[start..]) {
-                Ok(filled) => self.on_frame(slot, side, buffer, filled),
+                Ok(filled) => {
+                    self.on_frame(slot, side, buffer, filled);
+                    if !self.make_room() {
+                        break;
+                    }
+                }
                 Err(errno) => {
                     self.driver.release(buffer);
                     return Err(errno);
@@ -517,6 +642,7 @@ impl Worker {
                 let Some(endpoint) = self.path.endpoint(ended.endpoint) else {
                     return;
                 };
+                self.cell.sends.add(1);
                 let Ended { packets, packet_bytes, .. } = ended;
                 endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
             }
@@ -542,16 +668,17 @@ impl Worker {
 
     // ---- the end of a turn ------------------------------------------------------------------
 
-    /// Makes sure that the plan takes one more packet.
-    fn make_room(&mut self) {
-        if !self.plan.has_room(1, SPANS_MAX) {
-            self.execute();
-        }
+    /// Makes sure that the plan takes one more frame, or datagram. Returns whether it does: not if
+    /// more has been started than may be in flight.
+    fn make_room(&mut self) -> bool {
+        self.path.has_room(&self.plan, 1) || self.execute()
     }
 
-    /// Starts what is planned, and lets go of the buffers that it was planned from.
-    fn execute(&mut self) {
-        let Self { plan, driver, path, queues, senders, now, .. } = self;
+    /// Ends the batch: starts what is planned, and lets go of the buffers that it was planned from.
+    /// Returns whether as much may be started again.
+    fn execute(&mut self) -> bool {
+        let Self { plan, driver, path, queues, senders, looked_into, now, .. } = self;
+        path.end_batch(&mut BatchBuffers { driver, looked_into }, plan);
         for (job, spans) in plan.jobs() {
             let started = match job.target {
                 Target::Gwi => driver.write_gwi(job, spans).map(|()| queues.written(job.endpoint)),
@@ -573,6 +700,7 @@ impl Worker {
         for buffer in self.looked_into.drain(..) {
             self.driver.release(buffer);
         }
+        self.driver.free_slots() >= JOBS_MAX
     }
 
     /// Hands over what waits for its end: pairs without operations, events for control.
@@ -720,7 +848,8 @@ impl Worker {
         let Phase::Stopping(until) = self.phase else {
             return false;
         };
-        let returned = self.receive.is_stopped()
+        let returned = self.arrivals.is_empty()
+            && self.receive.is_stopped()
             && self.wake_stream.is_stopped()
             && self.queues.all_stopped()
             && self.driver.in_flight() == 0;

@@ -138,6 +138,11 @@ impl Queues {
         }
     }
 
+    /// Whether a read with this token is one of the present pair in the slot.
+    pub(super) fn is_current(&mut self, slot: EndpointSlot, token_generation: u8) -> bool {
+        self.at(slot).is_some_and(|pair| generation(pair.endpoint.generation) == token_generation)
+    }
+
     /// Notes a completion of a read. Returns false if it belongs to an earlier pair in the slot.
     pub(super) fn read_completed(
         &mut self,

@@ -409,6 +409,7 @@ mod tests {
     use super::*;
     use crate::path::plan::Group;
     use crate::path::plan::Plan;
+    use crate::path::plan::SPANS_MAX;
     use crate::path::plan::Target;
     use crate::types::EndpointSlot;
     use crate::uring::DriverPlan;
@@ -438,7 +439,7 @@ mod tests {
     /// Prepares a send for an endpoint from the receive socket.
     fn send(driver: &mut Driver, slot: u16) -> Token {
         let buffer = driver.take_buffer(Group::Tun).unwrap();
-        let mut plan = Plan::new(1);
+        let mut plan = Plan::new(1, SPANS_MAX);
         let span = Span { buffer, start: 0, len: 1 };
         let endpoint = EndpointSlot(slot);
         let target = Target::Gwi;
@@ -509,7 +510,7 @@ mod tests {
         drop(taken);
         assert_eq!(find(&mut senders, &driver, 60_003, 9_999), Ok(SenderId::RAW));
         let buffer = driver.take_buffer(Group::Tun).unwrap();
-        let mut plan = Plan::new(1);
+        let mut plan = Plan::new(1, SPANS_MAX);
         let span = Span { buffer, start: 8, len: 92 };
         let (endpoint, target) = (EndpointSlot(0), Target::Outer(outer(60_003)));
         let job = Job { endpoint, target, packets: 1, packet_bytes: 92, datagram_bytes: 92 };

@@ -91,7 +91,7 @@ impl Bench {
             driver: DriverPlan {
                 submissions: 64,
                 completions_max: u32::MAX,
-                operations_max: 2 * u32::from(BUFFERS),
+                operations_max: OPERATIONS_MAX,
                 udp: group(0),
                 tun: group(256),
                 senders_max: 4,
@@ -100,6 +100,7 @@ impl Bench {
                 features,
             },
             receiver: receiver.into(),
+            offload: Offload::NONE,
             commands: command_queue,
             wake,
             events,

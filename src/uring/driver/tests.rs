@@ -98,7 +98,7 @@ fn datagrams_arrive_until_the_buffers_are_gone_and_go_on_after_a_refill() {
             let len = completion.result.unwrap() as usize;
             let bytes = driver.bytes_mut(buffer);
             let received = received::parse(&bytes[..len]).unwrap();
-            assert_eq!(&bytes[received.datagram], text);
+            assert_eq!(&bytes[received.bytes], text);
             assert_eq!(received.outer.local, Ipv4Addr::LOCALHOST);
             assert_eq!(received.outer.remote_port, port(&peer));
             driver.release(buffer);
@@ -137,7 +137,7 @@ fn frames_are_read_behind_their_headroom() {
 
 /// A job whose spans are the given texts, each in a buffer of its own.
 fn job_of(driver: &mut Driver, target: Target, texts: &[&[u8]]) -> (Plan, Vec<BufferId>) {
-    let mut plan = Plan::new(1);
+    let mut plan = Plan::new(1, SPANS_MAX);
     let mut buffers = Vec::new();
     let mut spans = Vec::new();
     for text in texts {
@@ -244,7 +244,7 @@ fn the_receive_socket_answers_from_the_address_that_was_hit() {
 fn three_datagrams(driver: &mut Driver) -> (Plan, [BufferId; 3], [Vec<u8>; 3]) {
     let buffers = [(); 3].map(|()| driver.take_buffer(Group::Tun).unwrap());
     let [headers, payloads, last] = buffers;
-    let mut plan = Plan::new(1);
+    let mut plan = Plan::new(1, SPANS_MAX);
     let mut datagrams = [b"0", b"1", b"2"].map(|digit| digit.repeat(70));
     datagrams[2].truncate(50);
     let mut spans = Vec::new();
@@ -307,7 +307,7 @@ fn the_largest_job_fits_into_one_slot() {
         driver.register_gwi(SLOT, ours.as_fd()).unwrap();
         // No buffer is among the two before: every span leases.
         let buffers = [(); 3].map(|()| driver.take_buffer(Group::Udp).unwrap());
-        let mut plan = Plan::new(1);
+        let mut plan = Plan::new(1, SPANS_MAX);
         let spans = (0..SPANS_MAX).map(|place| {
             let start = place.try_into().unwrap();
             Span { buffer: buffers[place % 3], start, len: 1 }

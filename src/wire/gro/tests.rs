@@ -360,7 +360,7 @@ fn every_field_that_differs_keeps_packets_apart() {
 
 #[test]
 fn identifications_count_up_or_are_zero_with_df() {
-    let tcp = |id, fragment| Recipe { id, fragment, ..Recipe::stream(false, Transport::Tcp) };
+    let tcp = |id, fragment| Recipe { fragment, id, ..Recipe::stream(false, Transport::Tcp) };
     let with_next = |recipe: Recipe, id| merges(&recipe, |next| next.id = id);
     assert!(with_next(tcp(0, 0x4000), 0));
     assert!(!with_next(tcp(0, 0x4000), 1), "the segmenter would write 0");
