@@ -2,6 +2,7 @@
 //! logs: every call returns an [`Error`] that names the call, its subject and the errno.
 
 pub mod affinity;
+pub mod bpf;
 pub mod clock;
 mod error;
 mod eventfd;

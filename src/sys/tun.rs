@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "TUN links are made by ioctl")]
 
 use std::fs::OpenOptions;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -50,6 +51,12 @@ nix::ioctl_write_ptr!(
     tun_set_vnet_hdr_sz,
     b'T',
     216,
+    libc::c_int
+);
+nix::ioctl_write_ptr_bad!(
+    /// `TUNSETSTEERINGEBPF`; its number says that it reads, but the kernel takes the `int`.
+    tun_set_steering_ebpf,
+    nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()),
     libc::c_int
 );
 
@@ -124,6 +131,28 @@ fn set_offload(queue: &OwnedFd, offload: Offload, name: &str) -> Result<(), Erro
 /// nothing goes anywhere (`tun_get_user`, drivers/net/tun.c).
 fn takes_super_packet(queue: &OwnedFd, frame: &[u8]) -> bool {
     nix::unistd::write(queue, frame) == Err(Errno::EIO)
+}
+
+/// Lets a program choose the queue of every packet that leaves by the link of `queue`: what it
+/// returns, modulo the number of queues. The program may be closed afterwards.
+///
+/// # Errors
+/// `EINVAL` before Linux 4.16, and for a program of another type.
+pub fn set_steering(queue: &impl AsFd, program: &impl AsFd) -> Result<(), Error> {
+    let queue = queue.as_fd().as_raw_fd();
+    let program: libc::c_int = program.as_fd().as_raw_fd();
+    // SAFETY: the argument is an `int` that outlives the call, as TUNSETSTEERINGEBPF demands.
+    unsafe { tun_set_steering_ebpf(queue, &raw const program) }
+        .map(drop)
+        .map_err(|errno| Error::new("ioctl TUNSETSTEERINGEBPF", "a TUN", errno))
+}
+
+/// Gives a program to a link that is gone again a moment later.
+///
+/// # Errors
+/// As [`create`] and [`set_steering`].
+pub fn probe_steering(program: &impl AsFd) -> Result<(), Error> {
+    set_steering(&open_queue("gwlbtun%d", libc::IFF_TUN_EXCL)?, program)
 }
 
 /// Opens one more queue of the link `name`, or the first one.
