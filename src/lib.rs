@@ -27,6 +27,7 @@
 //! | 1 | [`flow`], [`stats`], [`log`], [`cli`] | packet I/O |
 //! | 2 | [`path`], [`sys`] | path: I/O and clocks; sys: packets |
 //! | 3 | [`uring`], [`settings`] | packet knowledge |
+//! | 3 | [`steering`] | system calls of its own |
 //! | 4 | [`worker`], [`control`] | worker: allocation after start, logs |
 //! | 5 | [`engine`] | packet bytes |
 //!
@@ -46,6 +47,7 @@ pub mod log;
 pub mod path;
 pub mod settings;
 pub mod stats;
+pub mod steering;
 pub mod sys;
 pub mod types;
 pub mod uring;

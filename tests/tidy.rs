@@ -19,14 +19,31 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["types"]),
     ("path", &["flow", "stats", "types", "wire"]),
     ("sys", &["types"]),
+    ("steering", &["sys"]),
     // An engine executes the plans of the path and knows nothing else of it.
     ("uring", &["path::plan", "sys", "types"]),
     ("settings", &["cli", "log", "types"]),
     ("worker", &["flow", "path", "stats", "sys", "types", "uring"]),
-    ("control", &["flow", "log", "settings", "stats", "sys", "types", "wire", "worker::mailbox"]),
+    (
+        "control",
+        &[
+            "flow",
+            "log",
+            "settings",
+            "stats",
+            "steering",
+            "sys",
+            "types",
+            "wire",
+            "worker::mailbox",
+        ],
+    ),
     (
         "engine",
-        &["control", "flow", "log", "settings", "stats", "sys", "types", "uring", "wire", "worker"],
+        &[
+            "control", "flow", "log", "settings", "stats", "steering", "sys", "types", "uring",
+            "wire", "worker",
+        ],
     ),
     ("lib", &[]),
     ("main", &[]),
