@@ -161,6 +161,23 @@ pub struct Args {
     #[arg(help_heading = "Threads", long, value_name = "LIST", allow_hyphen_values = true)]
     pub cores: Option<String>,
 
+    /// Which worker gets a datagram: outer is by the load balancer's addresses and ports, inner by
+    /// those of the packet inside, auto begins with outer and changes to inner if workers get
+    /// nothing to do.
+    #[arg(
+        help_heading = "Threads",
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t = Steer::Auto,
+        hide_possible_values = true
+    )]
+    pub steer: Steer,
+
+    /// Let the kernel choose to which worker a packet of the host goes.
+    #[arg(help_heading = "Threads", long)]
+    pub no_tun_steering: bool,
+
     /// Poll the network interface for so many microseconds before sleeping.
     #[arg(
         help_heading = "Threads",
@@ -394,6 +411,18 @@ pub enum Compat {
     V3_2,
 }
 
+/// What decides which worker gets a datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Steer {
+    /// The load balancer's addresses and ports.
+    Outer,
+    /// The addresses and ports of the packet inside.
+    Inner,
+    /// The first, until it shows that workers get nothing.
+    #[default]
+    Auto,
+}
+
 /// The command line asks for the help, or cannot be understood. The text is for stderr, and the
 /// exit status is 1 either way, as the reference program has it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -491,6 +520,7 @@ mod tests {
         assert_eq!((args.compat, args.logging), (Compat::V3_0, None));
         assert_eq!((args.rcvbuf, args.busypoll), (None, 0));
         assert!(!args.hex_dump && args.reserve.is_empty());
+        assert_eq!((args.steer, args.no_tun_steering), (Steer::Auto, false));
     }
 
     #[test]
@@ -655,6 +685,8 @@ mod tests {
                 "--tunaffinity",
                 "--workers",
                 "--cores",
+                "--steer",
+                "--no-tun-steering",
                 "--max-flows",
                 "--max-endpoints",
                 "CREATE or DESTROY",
@@ -676,6 +708,7 @@ mod tests {
             ("-c", ["--cmdnew", "value"]),
             ("-z", ["-z", "--help"]),
             ("--compat 3.1", ["--compat", "\"3.1\": write 3.0 or 3.2;"]),
+            ("--steer both", ["--steer", "\"both\": write outer or inner or auto;"]),
             ("--rcvbuf 1024", ["--rcvbuf", "1023"]),
             ("--hook-jobs 0", ["--hook-jobs", "\"0\""]),
             ("--nonsense", ["--nonsense", "--help"]),

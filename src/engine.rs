@@ -6,6 +6,7 @@
 
 mod budget;
 mod offload;
+mod spreading;
 mod start_error;
 
 use std::net::TcpListener;
@@ -25,6 +26,8 @@ use crate::control::health;
 use crate::control::hooks;
 use crate::control::hooks::HookCommands;
 use crate::control::netdev;
+use crate::control::spread::Queues;
+use crate::control::spread::Spreading;
 use crate::flow::FlowTable;
 use crate::flow::HashSeed;
 use crate::flow::TablePlan;
@@ -92,7 +95,7 @@ struct Proven {
     /// The soft limit on open files at the start, if it was raised.
     open_files_before: Option<u64>,
     driver: DriverPlan,
-    receivers: Vec<OwnedFd>,
+    spreading: Spreading,
     listener: Option<TcpListener>,
 }
 
@@ -105,6 +108,7 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
     announce_features(proven.driver, &log);
+    spreading::announce(&proven.spreading, &log);
     let result = run_proven(settings, proven, &log);
     if result.is_ok() {
         log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
@@ -158,11 +162,12 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         .collect();
     let receivers: Vec<_> = receivers.map_err(StartError::UdpPort)?;
     wait_for_the_port(&receivers, settings);
+    let spreading = spreading::set_up(receivers, settings);
     let listener = match settings.health {
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
-    Ok(Proven { hook_commands, open_files_before: open_files.before, driver, receivers, listener })
+    Ok(Proven { hook_commands, open_files_before: open_files.before, driver, spreading, listener })
 }
 
 /// Waits a little until nobody else receives on the port: sockets of a process that was killed are
@@ -203,7 +208,7 @@ fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, Star
 }
 
 fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
-    let Proven { hook_commands, open_files_before, driver, receivers, listener } = proven;
+    let Proven { hook_commands, open_files_before, driver, spreading, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(admission(settings.endpoints_max, workers));
@@ -217,10 +222,11 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
     let (events, inbox) =
         Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
     let (samples, samples_inbox) = Mailbox::new(SAMPLES, Arc::clone(&control_wake));
-    let (netdev, netdev_thread) = netdev::spawn(settings.offload)?;
+    let (netdev, netdev_thread) =
+        netdev::spawn(settings.offload, spreading.queues == Queues::Program)?;
 
     let mut started = Started::default();
-    for (spec, receiver) in settings.workers.iter().zip(receivers) {
+    for (spec, receiver) in settings.workers.iter().zip(&spreading.receivers) {
         let wake = Arc::new(EventFd::new()?);
         let (mailbox, commands) = Mailbox::new(4 * endpoints_max + 64, Arc::clone(&wake));
         let cell = Arc::new(WorkerCell::default());
@@ -228,7 +234,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
             id: spec.id,
             workers,
             driver,
-            receiver,
+            receiver: Arc::clone(receiver),
             offload: settings.offload,
             commands,
             wake,
@@ -253,6 +259,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         hook_open_files: open_files_before,
         listener,
         netdev: netdev.clone(),
+        spreading,
         log: log.clone(),
     });
     started.threads.into_iter().for_each(|thread| end(thread, log));

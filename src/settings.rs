@@ -27,6 +27,7 @@ use crate::cli::Args;
 pub use crate::cli::Compat;
 use crate::cli::MaxFrame;
 use crate::cli::Number;
+pub use crate::cli::Steer;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::types::Offload;
@@ -86,6 +87,11 @@ pub struct Settings {
     pub offload: Offload,
     /// The workers, numbered from 0; 1 to [`WORKERS_MAX`] of them.
     pub workers: Vec<WorkerSpec>,
+    /// What decides which worker gets a datagram; means nothing with one worker.
+    pub steer: Steer,
+    /// Whether a program is to choose the queues of TUNs, so that a packet comes back to its
+    /// worker.
+    pub tun_steering: bool,
     /// Flows to remember at most.
     pub flows_max: u32,
     /// Endpoints to serve at most, 1 to 4096.
@@ -192,8 +198,10 @@ impl Settings {
             receive_queue_bytes: receive_queue_bytes(args, host, workers.len()),
             busy_poll_us: args.busypoll,
             kernel_floor: args.kernel_floor,
-            offload: offload(args),
+            offload: offload(args, workers.len()),
             workers,
+            steer: args.steer,
+            tun_steering: !args.no_tun_steering,
             flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,
             warnings,
@@ -286,14 +294,15 @@ fn odd_numbers(args: &Args) -> Vec<String> {
     .collect()
 }
 
-/// The offloads that nobody has switched off.
-fn offload(args: &Args) -> Offload {
+/// The offloads that nobody has switched off. Where flows are spread, datagrams of several must not
+/// be merged.
+fn offload(args: &Args, workers: usize) -> Offload {
     if args.no_offload {
         return Offload::NONE;
     }
     let super_packets = args.gwi_max_frame == MaxFrame::Largest;
     let offload = Offload {
-        udp_gro: !args.no_udp_gro,
+        udp_gro: !args.no_udp_gro && (args.steer != Steer::Inner || workers == 1),
         udp_gso: !args.no_udp_gso,
         tun_tso: !args.no_tun_tso,
         tun_uso: !args.no_tun_uso,
@@ -490,6 +499,16 @@ mod tests {
         let bpf = settings("-e prog.o -I eth0", &[0]).unwrap();
         assert!(bpf.warnings[0].starts_with("-e and -I are without effect"), "{bpf:?}");
         assert_eq!(settings("--rcvbuf 0", &[0]).unwrap().receive_queue_bytes, 0);
+    }
+
+    #[test]
+    fn steering() {
+        let plain = settings("", &[0, 1]).unwrap();
+        assert_eq!((plain.steer, plain.tun_steering), (Steer::Auto, true));
+        let asked = settings("--steer inner --no-tun-steering", &[0, 1]).unwrap();
+        assert_eq!((asked.steer, asked.tun_steering), (Steer::Inner, false));
+        assert!(plain.offload.udp_gro && !asked.offload.udp_gro && asked.offload.udp_gso);
+        assert!(settings("--steer inner", &[0]).unwrap().offload.udp_gro, "one worker has all");
     }
 
     #[test]

@@ -121,6 +121,14 @@ impl Life {
             Level::Important,
             format_args!("New interface {gwi} and {gwo} for {called} created."),
         );
+        if let Some(error) = &pair.unsteered {
+            control.log.event(
+                Section::Tunnel,
+                Level::Important,
+                "unsteered",
+                format_args!("{called}: the kernel chooses the queues of its interfaces: {error}."),
+            );
+        }
         let created = self.hook(HookAction::Create, || true).await;
         let removing = move |control: &Control| {
             control.log.line(

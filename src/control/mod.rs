@@ -7,6 +7,7 @@
 //! | `life` | what happens to one endpoint, in order |
 //! | `hooks` | the operator's commands |
 //! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
+//! | `spread` | which worker gets which datagram |
 //! | `samples` | packets that workers looked at, for the log |
 //! | `answers` | from where no answer can leave |
 //! | `status`, `health` | the state of the program, and the port that tells it |
@@ -24,6 +25,7 @@ pub mod netdev;
 mod registry;
 mod samples;
 mod slots;
+pub mod spread;
 mod status;
 mod words;
 
@@ -80,6 +82,7 @@ use registry::Announced;
 use registry::Phase;
 use registry::Registry;
 use samples::Samples;
+use spread::Spreading;
 use status::Status;
 use words::Called;
 
@@ -113,6 +116,8 @@ pub struct Parts {
     /// The way to the netdev thread. Keep another handle until the workers have ended: the links
     /// go with the last one.
     pub netdev: netdev::Handle,
+    /// How datagrams and packets find their worker.
+    pub spreading: Spreading,
     /// The log.
     pub log: Log,
 }
@@ -209,7 +214,12 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     let control = Rc::new(Control {
         hooks: HookRunner::start(limits, parts.log.clone()),
         hook_commands: parts.hook_commands,
-        status: RefCell::new(Status::new(&settings, Arc::clone(&board), clock::now())),
+        status: RefCell::new(Status::new(
+            &settings,
+            parts.spreading,
+            Arc::clone(&board),
+            clock::now(),
+        )),
         registry: RefCell::new(Registry::new(settings.endpoints_max, parts.workers.len())),
         samples: Samples::new(parts.log.clone(), settings.hex_dump),
         settings,
@@ -307,6 +317,10 @@ impl Control {
         let now = clock::now();
         self.try_refused_sources();
         self.status.borrow_mut().judge(&self.workers, now);
+        let news = self.status.borrow_mut().spread.look(&self.workers, now);
+        if let Some(news) = news {
+            self.log.line(Section::Udp, Level::Important, format_args!("{news}"));
+        }
         if self.status.borrow().has_no_device() {
             tokio_uring::spawn(Rc::clone(self).look_for_device());
         }

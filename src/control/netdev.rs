@@ -17,6 +17,7 @@ use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
+use crate::steering::links;
 use crate::sys;
 use crate::sys::Errno;
 use crate::sys::link;
@@ -45,6 +46,8 @@ pub struct LinkPair {
     pub queues: Vec<[Arc<OwnedFd>; 2]>,
     /// The links, in the order of [`Side::BOTH`].
     pub indexes: [LinkIndex; 2],
+    /// Why no program chooses the queues of this pair, if one was to.
+    pub unsteered: Option<sys::Error>,
 }
 
 /// Why a request failed.
@@ -90,7 +93,7 @@ impl Handle {
     /// # Errors
     /// What the kernel refused. Links that were gone already are no error.
     pub async fn destroy(&self, pair: LinkPair) -> Result<(), NetdevError> {
-        let LinkPair { queues, indexes } = pair;
+        let LinkPair { queues, indexes, .. } = pair;
         // The thread has its own references, which must be the last ones.
         drop(queues);
         self.ask(|reply| Request::Destroy(indexes, reply)).await
@@ -120,13 +123,23 @@ impl Handle {
 }
 
 /// Starts the thread in the caller's network namespace. Its links hand over what `offload` allows.
+/// With `steers_queues` a program chooses the queue of every packet, so that what a worker wrote to
+/// `gwi` comes back to it.
 ///
 /// # Errors
 /// When there is no netlink socket, no randomness for the group's number, or no thread.
-pub fn spawn(offload: Offload) -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
+pub fn spawn(
+    offload: Offload,
+    steers_queues: bool,
+) -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
     let (requests, queue) = crossbeam_channel::bounded(REQUESTS);
-    let mut netdev =
-        Netdev { netlink: Netlink::open()?, group: random_group()?, offload, held: HashMap::new() };
+    let mut netdev = Netdev {
+        netlink: Netlink::open()?,
+        group: random_group()?,
+        offload,
+        steers_queues,
+        held: HashMap::new(),
+    };
     let thread = thread::Builder::new()
         .name("gwlbtun netdev".to_owned())
         .spawn(move || netdev.run(&queue))
@@ -149,6 +162,7 @@ struct Netdev {
     group: LinkGroup,
     /// What the links may hand over.
     offload: Offload,
+    steers_queues: bool,
     /// The queues of both sides, by the index of `gwi`.
     held: HashMap<LinkIndex, Vec<[Arc<OwnedFd>; 2]>>,
 }
@@ -194,10 +208,14 @@ impl Netdev {
         };
         let (gwi, gwi_index) = create_side(Side::Gwi)?;
         let (gwo, gwo_index) = create_side(Side::Gwo)?;
+        // Without it packets find their way too, and take longer.
+        let unsteered = (self.steers_queues && workers > 1)
+            .then(|| steer(gwi_index, [&gwi, &gwo]))
+            .and_then(Result::err);
         let queues: Vec<_> =
             gwi.into_iter().zip(gwo).map(|(gwi, gwo)| [Arc::new(gwi), Arc::new(gwo)]).collect();
         self.held.insert(gwi_index, queues.clone());
-        Ok(LinkPair { queues, indexes: [gwi_index, gwo_index] })
+        Ok(LinkPair { queues, indexes: [gwi_index, gwo_index], unsteered })
     }
 
     fn destroy(&mut self, indexes: [LinkIndex; 2]) -> Result<(), sys::Error> {
@@ -215,6 +233,13 @@ impl Netdev {
         self.held.clear();
         outcome
     }
+}
+
+/// Gives both links of a pair the program that chooses their queues.
+fn steer(gwi: LinkIndex, sides: [&[OwnedFd]; 2]) -> Result<(), sys::Error> {
+    let program = links::load(gwi, sides[0].len())?;
+    let mut of_each_link = sides.into_iter().filter_map(<[_]>::first);
+    of_each_link.try_for_each(|queue| tun::set_steering(queue, &program))
 }
 
 /// A link that somebody else deleted is deleted.
@@ -246,7 +271,7 @@ mod tests {
     }
 
     /// What `ip -d link` says about all links but loopback.
-    fn links() -> String {
+    fn link_lines() -> String {
         let output = std::process::Command::new("ip").args(["-d", "-o", "link"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().filter(|line| !line.contains(" lo:")).collect::<Vec<_>>().join("\n")
@@ -255,13 +280,14 @@ mod tests {
     #[test]
     fn links_come_up_as_asked_and_go() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
             let mut pairs = Vec::new();
             for id in 1..=3 {
                 pairs.push(netdev.create(EndpointId(id), 2).await.unwrap());
             }
             assert_eq!(pairs[0].queues.len(), 2);
-            let text = links();
+            assert!(pairs.iter().all(|pair| pair.unsteered.is_none()), "{pairs:?}");
+            let text = link_lines();
             assert_eq!(text.lines().count(), 6, "{text}");
             for line in text.lines() {
                 for word in ["mtu 8500", "qlen 4096", ",UP,", "multi_queue", "numqueues 2"] {
@@ -276,13 +302,13 @@ mod tests {
             assert_eq!(again.to_string(), "ioctl TUNSETIFF(gwi-1): Device or resource busy");
 
             netdev.destroy(pairs.remove(0)).await.unwrap();
-            let text = links();
+            let text = link_lines();
             assert!(text.lines().count() == 4 && !text.contains("gwi-1:"), "{text}");
             pairs.push(netdev.create(EndpointId(1), 1).await.unwrap());
-            assert_eq!(links().lines().count(), 6);
+            assert_eq!(link_lines().lines().count(), 6);
 
             netdev.destroy_all().await.unwrap();
-            assert_eq!(links(), "");
+            assert_eq!(link_lines(), "");
             netdev.destroy(pairs.remove(0)).await.unwrap();
             drop(netdev);
             thread.join().unwrap();
@@ -292,12 +318,12 @@ mod tests {
     #[test]
     fn links_go_with_the_last_handle() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
             let pair = netdev.create(EndpointId(9), 3).await.unwrap();
-            assert_eq!(links().lines().count(), 2);
+            assert_eq!(link_lines().lines().count(), 2);
             drop(netdev);
             thread.join().unwrap();
-            assert_eq!(links(), "");
+            assert_eq!(link_lines(), "");
             drop(pair);
         });
     }
@@ -305,15 +331,15 @@ mod tests {
     #[test]
     fn the_kernel_s_reason_comes_back() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
             let error = netdev.create(EndpointId(1), 257).await.unwrap_err();
             let NetdevError::Sys(error) = error else {
                 panic!("{error}");
             };
             assert_eq!((error.call, error.errno), ("ioctl TUNSETIFF", Errno::E2BIG));
             // A process that another test is just starting has copies of the queues until its exec.
-            let gone = (0..1000).any(|_| links().is_empty());
-            assert!(gone, "left of a pair that failed: {}", links());
+            let gone = (0..1000).any(|_| link_lines().is_empty());
+            assert!(gone, "left of a pair that failed: {}", link_lines());
             drop(netdev);
             thread.join().unwrap();
         });
@@ -322,7 +348,7 @@ mod tests {
     #[test]
     fn links_that_nobody_waits_for_are_not_made() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
             // Polled once, so that each request is in the queue, and given up.
             for id in 0..200 {
                 let mut request = Box::pin(netdev.create(EndpointId(id), 1));
@@ -334,7 +360,7 @@ mod tests {
             }
             netdev.create(EndpointId(1000), 1).await.unwrap();
             // At most the one that was under way when it was given up.
-            let made = links().lines().count();
+            let made = link_lines().lines().count();
             assert!(made <= 200, "{made} links");
             drop(netdev);
             thread.join().unwrap();

@@ -8,6 +8,8 @@ use super::WorkerLink;
 use super::answers::Answers;
 use super::health::Board;
 use super::health::verdict::Verdict;
+use super::spread::Spread;
+use super::spread::Spreading;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::EndpointRow;
@@ -62,6 +64,8 @@ pub(super) struct Status {
     endpoints: BTreeMap<EndpointId, EndpointState>,
     /// From where no answer can leave.
     pub(super) answers: Answers,
+    /// How datagrams are spread.
+    pub(super) spread: Spread,
 }
 
 #[derive(Debug)]
@@ -74,7 +78,12 @@ struct EndpointState {
 }
 
 impl Status {
-    pub(super) fn new(settings: &Settings, board: Arc<Board>, now: Moment) -> Self {
+    pub(super) fn new(
+        settings: &Settings,
+        spreading: Spreading,
+        board: Arc<Board>,
+        now: Moment,
+    ) -> Self {
         Self {
             board,
             tcp_idle: settings.tcp_idle,
@@ -89,6 +98,7 @@ impl Status {
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             answers: Answers::default(),
+            spread: Spread::new(spreading),
         }
     }
 
@@ -196,10 +206,11 @@ impl Status {
     }
 
     /// What an operator should look at.
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self, workers: &[WorkerLink]) -> Vec<String> {
         let refused = self.refused.then(|| REFUSED.to_owned());
         let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
-        refused.into_iter().chain(not_made).chain(self.answers.warnings()).collect()
+        let spread = self.spread.warning(workers);
+        refused.into_iter().chain(not_made).chain(self.answers.warnings()).chain(spread).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
@@ -217,7 +228,8 @@ impl Status {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
-            warnings: self.warnings(),
+            warnings: self.warnings(workers),
+            steering: self.spread.row(workers),
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,
             other_idle: Policy::OTHER_IDLE,
@@ -252,16 +264,16 @@ mod tests {
         let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
         let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
         let start = Moment::from_secs(100);
-        let mut status = Status::new(&settings, Arc::default(), start);
+        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
         for id in 0..20 {
             status.set_not_made(EndpointId(id), format!("endpoint {id}"), start);
         }
-        assert_eq!(status.warnings().len(), NOT_MADE_MAX, "a flood of ids is bounded");
+        assert_eq!(status.warnings(&[]).len(), NOT_MADE_MAX, "a flood of ids is bounded");
         status.set_made(EndpointId(0));
         let later = start.after(NOT_MADE_AGE_MAX);
         status.set_not_made(EndpointId(1), "endpoint 1 again".to_owned(), later);
         status.judge(&[], later);
-        assert_eq!(status.warnings(), ["endpoint 1 again"]);
+        assert_eq!(status.warnings(&[]), ["endpoint 1 again"]);
         assert_eq!(status.reasons(&[], later), [""; 0], "no reason to send flows elsewhere");
     }
 }

@@ -77,7 +77,7 @@ impl Rig {
         let control = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
             prepare();
-            let (netdev, netdev_thread) = netdev::spawn(Offload::ALL).unwrap();
+            let (netdev, netdev_thread) = netdev::spawn(Offload::ALL, true).unwrap();
             let settings = Arc::new(settings);
             let outcome = run(Parts {
                 settings: Arc::clone(&settings),
@@ -90,6 +90,7 @@ impl Rig {
                 hook_open_files: None,
                 listener,
                 netdev,
+                spreading: Spreading::of_one_worker(),
                 log: log_handle,
             });
             netdev_thread.join().unwrap();

@@ -42,6 +42,22 @@ impl Stamp {
     }
 }
 
+/// A number that only its owner sets and anybody may read.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value. Only the owner of the cell may call this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Packets and their bytes.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -176,6 +192,8 @@ pub struct WorkerCell {
     pub turns: Counter,
     /// Times the receive ring ran out of buffers and had to be armed again.
     pub receive_starved: Counter,
+    /// Outer paths that datagrams came by of late, as far as they are counted.
+    pub outer_paths: Gauge,
     /// Times a lock of the flow table was held by somebody else.
     pub flow_lock_contended: Counter,
     /// Flows removed to make room, before they were idle.

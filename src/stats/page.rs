@@ -32,10 +32,25 @@ pub struct Page {
     pub tcp_idle: Duration,
     /// Time after which any other idle flow is forgotten.
     pub other_idle: Duration,
+    /// How packets find their worker; nothing if there is only one.
+    pub steering: Option<SteeringRow>,
     /// The workers, by number.
     pub workers: Vec<WorkerRow>,
     /// The endpoints, by id.
     pub endpoints: Vec<EndpointRow>,
+}
+
+/// How packets find their worker, where there are several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteeringRow {
+    /// What decides about datagrams: `outer` or `inner`.
+    pub receive: &'static str,
+    /// Different outer paths by which datagrams came of late. A worker counts no more than 64.
+    pub outer_paths: u64,
+    /// Workers that get nothing to do although others have much, by number.
+    pub starving: Vec<usize>,
+    /// What decides about packets of the host: `program`, or `kernel` and why.
+    pub queues: String,
 }
 
 /// One worker.
@@ -136,6 +151,11 @@ impl Page {
         }
     }
 
+    /// Packets that came back to another worker than their own: no fewer than this.
+    pub fn foreign(&self) -> u64 {
+        self.endpoints.iter().map(|endpoint| endpoint.counters.foreign).sum()
+    }
+
     /// Drops of all workers and endpoints.
     pub fn drops(&self) -> DropsSnapshot {
         let mut all = DropsSnapshot::default();
@@ -196,6 +216,12 @@ pub(super) mod tests {
             hook_failures: 6,
             tcp_idle: Duration::from_secs(350),
             other_idle: Duration::from_mins(2),
+            steering: Some(SteeringRow {
+                receive: "outer",
+                outer_paths: 3,
+                starving: vec![1, 2],
+                queues: "program".to_owned(),
+            }),
             workers: vec![WorkerRow {
                 thread_id: 4711,
                 healthy: false,

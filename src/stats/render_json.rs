@@ -10,9 +10,9 @@
 //! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures` and `drops` at the
-//! top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and count;
-//! only reasons that occurred are listed.
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops` and
+//! `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each endpoint.
+//! Drops are objects of reason and count; only reasons that occurred are listed.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::DropsSnapshot;
 use super::TrafficSnapshot;
 use super::page::EndpointRow;
 use super::page::Page;
+use super::page::SteeringRow;
 use super::page::WorkerRow;
 use super::render_text::cache_name;
 use super::render_text::cache_name_v3_2;
@@ -51,9 +52,20 @@ fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
         "healthy": page.healthy,
         "hookFailures": page.hook_failures,
         "reasons": page.reasons,
+        "steering": page.steering.as_ref().map(|row| steering(page, row)),
         "udp": { "UDPPacketReceiver": { "portNumber": GENEVE_PORT, "threads": threads } },
         "version": page.version,
         "warnings": page.warnings,
+    })
+}
+
+fn steering(page: &Page, row: &SteeringRow) -> Value {
+    json!({
+        "foreignPackets": page.foreign(),
+        "outerPaths": row.outer_paths,
+        "queues": row.queues,
+        "receive": row.receive,
+        "starving": row.starving,
     })
 }
 
@@ -202,6 +214,8 @@ mod tests {
             r#"["size",31],["timedOut",18],"idleTimeoutSecs",350]}],"#,
             r#""healthy":false,"hookFailures":6,"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
+            r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
+            r#""receive":"outer","starving":[1,2]},"#,
             r#""udp":{"UDPPacketReceiver":{"portNumber":6081,"threads":[{"bytesIn":1540,"#,
             r#""healthy":false,"pktsIn":1,"secsSinceLastPacket":0.529,"threadId":4711,"#,
             r#""threadNumber":0,"valid":true}]}},"version":"9.8.7","#,
@@ -243,6 +257,8 @@ mod tests {
             r#""idleTimeoutSecs":120,"size":11,"timedOut":6}}],"#,
             r#""healthy":false,"hookFailures":6,"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
+            r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
+            r#""receive":"outer","starving":[1,2]},"#,
             r#""summary":{"eniCount":1,"totalBytesIn":1540,"totalBytesOut":1500,"#,
             r#""totalPktsDropped":1,"totalPktsIn":1,"totalPktsOut":1},"#,
             r#""udp":{"UDPPacketReceiver":{"portNumber":6081,"threads":[{"bytesIn":1540,"#,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::page::EndpointRow;
 use super::page::Page;
+use super::page::SteeringRow;
 use crate::types::EndpointId;
 use crate::types::FlowKind;
 use crate::types::GENEVE_PORT;
@@ -55,6 +56,15 @@ fn write_page(
         write_endpoint(out, page, endpoint)?;
     }
     // Ours, and after everything that scripts know: what is wrong, and what might be.
+    if let Some(steering) = &page.steering {
+        let SteeringRow { receive, outer_paths, queues, .. } = steering;
+        writeln!(
+            out,
+            "Steering: datagrams by {receive} path, of which there are {outer_paths}; queues by \
+             {queues}; {} packets at another worker than their own.",
+            page.foreign(),
+        )?;
+    }
     for reason in &page.reasons {
         writeln!(out, "NOT healthy: {reason}.")?;
     }
@@ -212,6 +222,8 @@ mod tests {
              just timed out (idle timeout is 350 seconds).\n\
              IPv6 Flow Cache for ENI 00123456789abcdef : Contains 31 elements, of which 18 were \
              just timed out (idle timeout is 350 seconds).\n\
+             Steering: datagrams by outer path, of which there are 3; queues by program; \
+             3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\
@@ -255,6 +267,8 @@ mod tests {
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
              IPv6 Other Flow Cache for GWLBe vpce-00123456789abcdef : Contains 13 elements, \
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
+             Steering: datagrams by outer path, of which there are 3; queues by program; \
+             3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\

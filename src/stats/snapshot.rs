@@ -127,6 +127,9 @@ pub struct EndpointSnapshot {
     pub from_gwo: TrafficSnapshot,
     /// See [`EndpointCell::to_gwlb`].
     pub to_gwlb: TrafficSnapshot,
+    /// Packets that came back to another worker than the one that received them, or that this
+    /// host made: no fewer than this.
+    pub foreign: u64,
     /// See [`EndpointCell::host_noise`].
     pub host_noise: u64,
     /// See [`EndpointCell::decap_drops`].
@@ -156,6 +159,8 @@ impl EndpointSnapshot {
         let mut all = Self::default();
         let mut added = FlowsSnapshot::default();
         for cell in cells {
+            // What came back before what came in, which is more by then, if anything.
+            all.foreign += foreign(cell);
             all.from_gwlb += (&cell.from_gwlb).into();
             all.to_gwi += (&cell.to_gwi).into();
             all.from_gwi += (&cell.from_gwi).into();
@@ -174,6 +179,14 @@ impl EndpointSnapshot {
         all.flows = added.less(&all.flows_removed);
         all
     }
+}
+
+/// Packets of hosts that a worker read beyond those that it received: that many, at least, belong
+/// to other workers or to this host.
+fn foreign(cell: &EndpointCell) -> u64 {
+    let noise = cell.host_noise.get();
+    let read = cell.from_gwi.packets.get() + cell.from_gwo.packets.get();
+    read.saturating_sub(noise).saturating_sub(cell.from_gwlb.packets.get())
 }
 
 /// One worker's counters at one moment.
@@ -201,6 +214,8 @@ pub struct WorkerSnapshot {
     pub turns: u64,
     /// See [`WorkerCell::receive_starved`].
     pub receive_starved: u64,
+    /// See [`WorkerCell::outer_paths`].
+    pub outer_paths: u64,
     /// See [`WorkerCell::flow_lock_contended`].
     pub flow_lock_contended: u64,
     /// See [`WorkerCell::flows_evicted`].
@@ -226,6 +241,7 @@ impl From<&WorkerCell> for WorkerSnapshot {
             last_turn: live.last_turn.get(),
             turns: live.turns.get(),
             receive_starved: live.receive_starved.get(),
+            outer_paths: live.outer_paths.get(),
             flow_lock_contended: live.flow_lock_contended.get(),
             flows_evicted: live.flows_evicted.get(),
             stray_completions: live.stray_completions.get(),
@@ -259,5 +275,18 @@ mod tests {
         assert_eq!(all.encap_drops.total(), 3);
         let occurred: Vec<_> = all.encap_drops.occurred().collect();
         assert_eq!(occurred, [(DropReason::FlowUnknown, 3)]);
+    }
+
+    #[test]
+    fn what_one_worker_reads_and_did_not_receive_is_another_s() {
+        let cells = [EndpointCell::default(), EndpointCell::default()];
+        cells[0].from_gwlb.count_many(10, 1000);
+        cells[1].from_gwlb.count_many(2, 200);
+        cells[0].from_gwo.count_many(7, 700);
+        cells[1].from_gwo.count_many(3, 300);
+        cells[1].from_gwi.count_many(4, 400);
+        assert_eq!(EndpointSnapshot::sum(&cells).foreign, 5);
+        cells[1].host_noise.add(3);
+        assert_eq!(EndpointSnapshot::sum(&cells).foreign, 2);
     }
 }

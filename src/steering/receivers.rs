@@ -33,6 +33,7 @@ use crate::sys::bpf::Width;
 use crate::sys::bpf::classic::Cell;
 use crate::sys::bpf::classic::Instruction;
 use crate::sys::bpf::classic::Program;
+use crate::sys::udp;
 
 /// A GENEVE header without options, bytes (RFC 8926 §3.4).
 const GENEVE_BYTES: u32 = 8;
@@ -52,24 +53,28 @@ const REST: Cell = Cell(2);
 /// Where the ports are.
 const PORTS_AT: Cell = Cell(3);
 
-/// Attaches the program to the group of `receiver`, in which the socket of worker `i` was the
-/// `i`-th of `workers` to be bound.
+/// Chooses by the flow inside from now on, and makes the kernel merge no datagrams any more.
+/// `receivers` are the sockets of all workers, in the order in which they were bound.
 ///
-/// Sockets of another process on the port are before ours in the group, and get the datagrams
-/// until they are closed.
+/// A flow that has its datagrams on the way may be reordered, once. Sockets of another process on
+/// the port are before ours in the group, and get the datagrams until they are closed.
 ///
 /// # Errors
-/// See [`bpf::attach_reuseport`].
-pub fn attach(receiver: &impl AsFd, workers: usize) -> Result<(), sys::Error> {
-    bpf::attach_reuseport(receiver, &program(workers))
+/// See [`udp::stop_merging`] and [`bpf::attach_reuseport`].
+pub fn steer_by_flow(receivers: &[impl AsFd]) -> Result<(), sys::Error> {
+    // First: what is merged afterwards would go to the worker of its first flow.
+    receivers.iter().try_for_each(udp::stop_merging)?;
+    let Some(any) = receivers.first() else { return Ok(()) };
+    bpf::attach_reuseport(any, &program(receivers.len()))
 }
 
-/// Takes away what a process that was killed may have left in the group.
+/// Leaves the choice to the kernel: takes away the program that a process which was killed may
+/// have left in the group.
 ///
 /// # Errors
 /// See [`bpf::detach_reuseport`].
-pub fn detach(receiver: &impl AsFd) -> Result<(), sys::Error> {
-    bpf::detach_reuseport(receiver)
+pub fn steer_by_outer_path(receivers: &[impl AsFd]) -> Result<(), sys::Error> {
+    receivers.first().map_or(Ok(()), bpf::detach_reuseport)
 }
 
 fn program(workers: usize) -> Vec<Instruction> {

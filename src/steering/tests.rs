@@ -217,7 +217,7 @@ fn node(port: u16) -> UdpSocket {
 fn both_directions_of_a_flow_reach_one_socket_whatever_the_header() {
     in_private_namespace(|| {
         let receivers = Receivers::new();
-        receivers::attach(&receivers.0[2], WORKERS).unwrap();
+        receivers::steer_by_flow(&receivers.0).unwrap();
         let nodes = [node(60_000), node(60_001)];
         expect_the_hash(|inner, option_words| {
             let there = receivers.place_of(&nodes[0], &inner.datagram(option_words));
@@ -243,13 +243,13 @@ fn flows_of_one_outer_path_spread_over_all_sockets() {
         };
         let one = spread(false);
         assert!(one.contains(&FLOWS), "the kernel's hash is of the outer path: {one:?}");
-        receivers::attach(&receivers.0[0], WORKERS).unwrap();
+        receivers::steer_by_flow(&receivers.0).unwrap();
         for counts in [spread(false), spread(true)] {
             assert!(counts.iter().all(|&count| count > FLOWS / 8), "{counts:?}");
         }
-        receivers::detach(&receivers.0[3]).unwrap();
+        receivers::steer_by_outer_path(&receivers.0).unwrap();
         assert_eq!(spread(true), one, "as before");
-        receivers::detach(&receivers.0[3]).unwrap();
+        receivers::steer_by_outer_path(&receivers.0).unwrap();
     });
 }
 
@@ -260,7 +260,7 @@ fn what_is_too_short_or_garbage_goes_where_the_kernel_s_hash_says() {
         let nodes: Vec<_> = (60_000..60_016).map(node).collect();
         let by_hash: Vec<_> = nodes.iter().map(|node| receivers.place_of(node, b"x")).collect();
         assert!((0..WORKERS).all(|place| by_hash.contains(&place)), "{by_hash:?}");
-        receivers::attach(&receivers.0[0], WORKERS).unwrap();
+        receivers::steer_by_flow(&receivers.0).unwrap();
         for (is_v6, header) in [(false, 20), (true, 40)] {
             let whole = Inner::udp(is_v6, 4000).datagram(8);
             let mut garbage: Vec<_> = (0..40 + header).map(|len| whole[..len].to_vec()).collect();

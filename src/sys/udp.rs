@@ -84,6 +84,16 @@ pub fn probe_offload() -> Offload {
     }
 }
 
+/// Makes the kernel hand over every datagram as it came, from now on. Merged ones that wait in the
+/// socket's queue stay merged.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.0, which merges nothing.
+pub fn stop_merging(receiver: &impl AsFd) -> Result<(), Error> {
+    setsockopt(receiver, sockopt::UdpGroSegment, &false)
+        .map_err(|errno| Error::new("setsockopt UDP_GRO", format!("UDP port {GENEVE_PORT}"), errno))
+}
+
 /// Counts the sockets on the receive port, in this network namespace, that are not among `own`.
 ///
 /// They take their share of the datagrams. Those of a process that was killed are there until the

@@ -12,6 +12,7 @@
 //! the ring; messages to control go through a bounded channel.
 
 pub mod mailbox;
+mod outer_paths;
 mod queues;
 mod sampler;
 mod senders;
@@ -33,6 +34,7 @@ use self::mailbox::Mailbox;
 use self::mailbox::Policy;
 use self::mailbox::Sample;
 use self::mailbox::Sight;
+use self::outer_paths::OuterPaths;
 use self::queues::Queues;
 use self::sampler::Sampler;
 use self::senders::Senders;
@@ -116,8 +118,8 @@ pub struct WorkerParts {
     pub workers: usize,
     /// Sizes of its ring.
     pub driver: DriverPlan,
-    /// Its receive socket.
-    pub receiver: OwnedFd,
+    /// Its receive socket; control has it too, to change how datagrams are spread.
+    pub receiver: Arc<OwnedFd>,
     /// What may leave together.
     pub offload: Offload,
     /// Messages from control.
@@ -201,6 +203,7 @@ pub struct Worker {
     /// Events that wait for room in the mailbox.
     outbox: VecDeque<Event>,
     sampler: Sampler,
+    outer_paths: OuterPaths,
     admission: Arc<Admission>,
     cell: Arc<WorkerCell>,
     completions: Vec<Completion>,
@@ -215,7 +218,7 @@ pub struct Worker {
     flows: Arc<FlowTable>,
     workers: usize,
     // Last: the ring has let go of the file by the time that this closes it.
-    receiver: OwnedFd,
+    receiver: Arc<OwnedFd>,
 }
 
 impl Worker {
@@ -252,6 +255,7 @@ impl Worker {
             events: parts.events,
             outbox: VecDeque::with_capacity(2 * endpoints_max),
             sampler: Sampler::new(id, parts.samples),
+            outer_paths: OuterPaths::new(now),
             admission: parts.admission,
             cell,
             completions: Vec::with_capacity(2 * buffers + usize::from(plan.senders_max)),
@@ -309,6 +313,7 @@ impl Worker {
         self.advance_phase(quiet);
         self.path.publish();
         self.sampler.tell_passed_over(self.now);
+        self.cell.outer_paths.set(self.outer_paths.count(self.now));
         self.cell.turns.add(1);
         self.cell.last_turn.set(self.now);
         Ok(())
@@ -402,6 +407,7 @@ impl Worker {
             return;
         }
         self.cell.receives.add(1);
+        self.outer_paths.saw(received.outer);
         for datagram in received.datagrams() {
             self.on_datagram(buffer, datagram, received.outer);
         }

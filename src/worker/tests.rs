@@ -99,7 +99,7 @@ impl Bench {
                 endpoints_max: 4,
                 features,
             },
-            receiver: receiver.into(),
+            receiver: Arc::new(receiver.into()),
             offload: Offload::NONE,
             commands: command_queue,
             wake,

@@ -212,6 +212,11 @@ fn order_within_flows_with_four_workers() {
     order_is_kept(&["--workers", "4"], 7);
 }
 
+#[test]
+fn order_within_flows_that_are_spread_over_four_workers() {
+    order_is_kept(&["--workers", "4", "--steer", "inner"], 1);
+}
+
 /// The burst waits in the engine's sockets, so that it finds all of it at once.
 fn a_burst_loses_nothing(arguments: &[&str]) {
     const BURST: u32 = 4000;

@@ -30,7 +30,7 @@ fn lines(engine: &Engine) -> Vec<String> {
 #[test]
 fn a_whole_life_word_for_word() {
     let lab = Lab::new(0, Config::default());
-    let mut engine = Engine::start(&lab, &["-c", PASSTHROUGH, "-t", "1"]);
+    let mut engine = Engine::start(&lab, &["-c", PASSTHROUGH, "-t", "1", "--workers", "2"]);
     let mut injector = lab.injector();
     injector.exchange(endpoint_id(0), &packets::ping(V4, 1, b"alive"));
     wait_until("it was idle", || engine.links().is_empty());
@@ -45,6 +45,8 @@ fn a_whole_life_word_for_word() {
             "gwlbtun Logger(core,important) : : Logging thread started. Configuration:core=info  \
              udp=info  geneve=info  tunnel=info  healthcheck=info  ",
             &features,
+            "gwlbtun(core,info) : : Steering: datagrams by their outer path, while that gives all \
+             work, queues by a program.",
             &format!(
                 "gwlbtun(core,important) : : AWS Gateway Load Balancer Tunnel Handler v{version} \
                  started."

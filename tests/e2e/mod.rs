@@ -17,6 +17,7 @@
 //! | [`senders`] | answers where the load balancer's source port cannot be had |
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
+//! | [`steering`] | which worker gets a packet |
 //! | [`truth`] | 200 and 503 as they are |
 
 mod bytes;
@@ -34,4 +35,5 @@ mod permissions;
 mod reference_bugs;
 mod senders;
 mod start;
+mod steering;
 mod truth;

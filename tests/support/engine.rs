@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// The program in the target's namespace with its output in the log file.
-    fn command_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Command {
+    pub(crate) fn command_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Command {
         let words = [wrapper, &[PROGRAM], args].concat();
         let mut command = lab.topology.target().command(words[0]);
         let file = File::create(lab.scratch.file("engine.log")).expect("a log file");
