@@ -11,7 +11,8 @@
 //!                              worker k: read → find the flow → header back on ────┘
 //! ```
 //!
-//! The kernel picks k by its own hash of the flow, so it may be another worker's.
+//! With the program of [`steering`] k is i for all that the kernel sends straight back. Without it,
+//! and for what comes from elsewhere, a hash of the flow picks k, so it may be another worker's.
 //!
 //! One worker is one thread on one core with one io_uring, one UDP socket and one queue of every
 //! TUN. A control thread makes endpoints, runs hooks and answers health checks; a netdev thread

@@ -4,7 +4,7 @@
 //! The kernel gives every outer path (addresses and source port) to one worker. That is the
 //! cheapest way: datagrams of one path can be merged before they get here. A load balancer that
 //! uses fewer paths than there are workers leaves some idle; where that is so for
-//! [`LOOKS_MIN`] looks in a row under real load, and `--steer auto` is in force, control attaches
+//! `LOOKS_MIN` looks in a row under real load, and `--steer auto` is in force, control attaches
 //! the program that spreads flows instead. It never goes back: every change may reorder what is
 //! on its way, and with the program nothing shows whether paths have become many.
 
@@ -87,19 +87,33 @@ impl fmt::Display for News {
         match self {
             Self::Starving(paths) => write!(
                 f,
-                "Workers get next to nothing, because datagrams come by {paths} outer paths only: \
-                 --steer inner would spread them."
+                "Workers get next to nothing, because datagrams come by {} only: --steer inner \
+                 would spread them.",
+                Paths(*paths),
             ),
             Self::Changed(paths) => write!(
                 f,
-                "Workers got next to nothing, because datagrams come by {paths} outer paths only: \
-                 from now on the flow inside decides, as with --steer inner. Packets that were on \
-                 their way may have been reordered, this once."
+                "Workers got next to nothing, because datagrams come by {} only: from now on \
+                 the flow inside decides, as with --steer inner. Packets that were on their way \
+                 may have been reordered, this once.",
+                Paths(*paths),
             ),
             Self::Refused(error) => write!(
                 f,
                 "Workers get next to nothing, and no program can spread the datagrams: {error}."
             ),
+        }
+    }
+}
+
+/// A number of outer paths.
+struct Paths(u64);
+
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("one outer path"),
+            paths => write!(f, "{paths} outer paths"),
         }
     }
 }
@@ -122,7 +136,7 @@ impl Spread {
     pub(super) fn look(&mut self, workers: &[WorkerLink], now: Moment) -> Option<News> {
         let counts = workers.iter().map(|worker| worker.cell.datagrams.packets.get()).collect();
         self.watch.look(counts, now);
-        let paths = outer_paths(workers);
+        let paths = self.outer_paths(workers);
         let is_due = !self.told && !self.watch.starving().is_empty() && !self.start.by_flow;
         if !is_due || paths >= workers.len() as u64 {
             return None;
@@ -143,32 +157,38 @@ impl Spread {
     /// What an operator should look at.
     pub(super) fn warning(&self, workers: &[WorkerLink]) -> Option<String> {
         let starving = self.watch.starving();
-        let paths = outer_paths(workers);
+        let paths = self.outer_paths(workers);
         let is_cause = !self.start.by_flow && paths < workers.len() as u64;
+        let remedy = match self.start.asked {
+            Steer::Outer => "; --steer inner would spread them",
+            Steer::Auto | Steer::Inner => "",
+        };
         (is_cause && !starving.is_empty()).then(|| {
             format!(
-                "{} of {} workers get next to nothing: datagrams come by {paths} outer paths; \
-                 --steer inner would spread them",
+                "{} of {} workers get next to nothing: datagrams come by {}{remedy}",
                 starving.len(),
-                workers.len()
+                workers.len(),
+                Paths(paths),
             )
         })
+    }
+
+    /// Outer paths by which datagrams come. Where paths are spread, no two workers have the same;
+    /// where flows are, there are no fewer than any worker has.
+    fn outer_paths(&self, workers: &[WorkerLink]) -> u64 {
+        let paths = workers.iter().map(|worker| worker.cell.outer_paths.get());
+        if self.start.by_flow { paths.max().unwrap_or(0) } else { paths.sum() }
     }
 
     /// What the page says; nothing where there is nothing to spread.
     pub(super) fn row(&self, workers: &[WorkerLink]) -> Option<SteeringRow> {
         (workers.len() > 1).then(|| SteeringRow {
             receive: if self.start.by_flow { "inner" } else { "outer" },
-            outer_paths: outer_paths(workers),
+            outer_paths: self.outer_paths(workers),
             starving: self.watch.starving().to_vec(),
             queues: self.start.queues.to_string(),
         })
     }
-}
-
-/// Outer paths of all workers. Where the kernel spreads them, no two workers have the same.
-fn outer_paths(workers: &[WorkerLink]) -> u64 {
-    workers.iter().map(|worker| worker.cell.outer_paths.get()).sum()
 }
 
 /// Who gets how much.
@@ -335,6 +355,9 @@ mod tests {
                 assert_eq!(nix::sys::socket::getsockopt(receiver, merges), Ok(false));
             }
             assert_eq!(auto.row(&workers).unwrap().receive, "inner");
+            let same = &workers[2].cell.outer_paths;
+            same.set(1);
+            assert_eq!(auto.row(&workers).unwrap().outer_paths, 1);
             assert_eq!(auto.warning(&workers), None, "it is not the outer paths any more");
         };
         std::thread::spawn(test).join().unwrap();
@@ -346,7 +369,8 @@ mod tests {
         let (socket, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let mut auto = spread(Steer::Auto, vec![Arc::new(socket.into())]);
         let news = looks(&mut auto, &workers, 0, 20, &[60_000, 0]);
-        assert!(matches!(news[..], [News::Refused(_)]), "{news:?}");
+        let [News::Refused(error)] = &news[..] else { panic!("{news:?}") };
+        assert!(news[0].to_string().contains(&error.to_string()));
         assert_eq!(auto.row(&workers).unwrap().receive, "outer");
         assert!(auto.warning(&workers).unwrap().contains("1 of 2 workers"));
     }

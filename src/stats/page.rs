@@ -45,7 +45,8 @@ pub struct Page {
 pub struct SteeringRow {
     /// What decides about datagrams: `outer` or `inner`.
     pub receive: &'static str,
-    /// Different outer paths by which datagrams came of late. A worker counts no more than 64.
+    /// Different outer paths by which datagrams came of late. A worker counts no more than 64, and
+    /// with `inner` this is what the one counted that had most.
     pub outer_paths: u64,
     /// Workers that get nothing to do although others have much, by number.
     pub starving: Vec<usize>,
