@@ -291,14 +291,18 @@ struct Links {
 }
 
 impl Links {
-    /// What is for 10.0.0.0/8 is routed to gwo.
     fn new() -> Self {
+        Self::with(Offload::NONE)
+    }
+
+    /// What is for 10.0.0.0/8 is routed to gwo.
+    fn with(offload: Offload) -> Self {
         for (path, value) in [("ipv4/ip_forward", "1"), ("ipv4/conf/default/rp_filter", "0")] {
             std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
         }
         let make = |id: u64, side| {
             let name = LinkName::of(EndpointId(id), side);
-            let queues = tun::create(name, WORKERS, Offload::NONE).unwrap();
+            let queues = tun::create(name, WORKERS, offload).unwrap();
             shell(&format!("ip link set {name} addrgenmode none"));
             let setup =
                 LinkSetup { mtu_bytes: 8500, queue_packets: 4096, group: LinkGroup(1 << 30) };
@@ -388,33 +392,41 @@ fn tcp(port: u16, payload_bytes: usize) -> Vec<u8> {
     packet
 }
 
-#[test]
-fn what_is_forwarded_and_tracked_stays_in_its_queue() {
-    in_private_namespace(|| {
-        let links = Links::new();
-        shell(
-            "nft add table ip t
-             nft add chain ip t c '{ type filter hook forward priority 0; }'
-             nft add rule ip t c ct state new,established counter accept",
-        );
-        // Virtio: a checksum is to be filled in; and TCP over IPv4 in segments of 1000 bytes.
-        let single = [1, 0, 0, 0, 0, 0, 20, 0, 16, 0];
-        let super_packet = [1, 1, 40, 0, 0xe8, 3, 20, 0, 16, 0];
-        for flow in 0..40 {
-            for (queue, writer) in links.gwi.iter().enumerate() {
-                let packet = tcp(4000 + flow, 100);
-                write(writer, single, &packet);
-                assert_eq!(queue_of(&links.gwo, &packet), queue);
-                write(writer, super_packet, &tcp(4000 + flow, 5000));
-                for _ in 0..5 {
-                    assert_eq!(queue_of(&links.gwo, &tcp(4000 + flow, 1000)), queue);
-                }
+/// Forwards single and super-packets; `segments` are the packets as which one of the latter leaves.
+fn expect_forwarded_in_its_queue(offload: Offload, segments: &[usize]) {
+    let links = Links::with(offload);
+    shell(
+        "nft add table ip t
+         nft add chain ip t c '{ type filter hook forward priority 0; }'
+         nft add rule ip t c ct state new,established counter accept",
+    );
+    // Virtio: a checksum is to be filled in; and TCP over IPv4 in segments of 1000 bytes.
+    let single = [1, 0, 0, 0, 0, 0, 20, 0, 16, 0];
+    let super_packet = [1, 1, 40, 0, 0xe8, 3, 20, 0, 16, 0];
+    for flow in 0..40 {
+        for (queue, writer) in links.gwi.iter().enumerate() {
+            let packet = tcp(4000 + flow, 100);
+            write(writer, single, &packet);
+            assert_eq!(queue_of(&links.gwo, &packet), queue);
+            write(writer, super_packet, &tcp(4000 + flow, segments.iter().sum()));
+            for &payload_bytes in segments {
+                assert_eq!(queue_of(&links.gwo, &tcp(4000 + flow, payload_bytes)), queue);
             }
         }
-        let counted = Command::new("nft").args(["list", "table", "ip", "t"]).output().unwrap();
-        let counted = String::from_utf8(counted.stdout).unwrap();
-        assert!(counted.contains("packets 320 "), "single and super-packets: {counted}");
-    });
+    }
+    let counted = Command::new("nft").args(["list", "table", "ip", "t"]).output().unwrap();
+    let counted = String::from_utf8(counted.stdout).unwrap();
+    assert!(counted.contains("packets 320 "), "single and super-packets: {counted}");
+}
+
+#[test]
+fn what_is_forwarded_and_tracked_stays_in_its_queue() {
+    in_private_namespace(|| expect_forwarded_in_its_queue(Offload::ALL, &[5000]));
+}
+
+#[test]
+fn segments_of_a_super_packet_stay_in_its_queue() {
+    in_private_namespace(|| expect_forwarded_in_its_queue(Offload::NONE, &[1000; 5]));
 }
 
 #[test]
