@@ -472,15 +472,19 @@ impl Driver {
 
     // ---- the turn ---------------------------------------------------------------------------
 
-    /// Submits what is queued and waits until something completes, `patience` at most.
+    /// Submits what is queued and waits until `wanted` operations complete, `patience` at most.
+    ///
+    /// The kernel looks for no more than is wanted. A multishot operation hands over 32 results
+    /// and then lets others go first (`MULTISHOT_MAX_RETRY`, `io_uring/net.c`): with 1 wanted a
+    /// turn ends there, with many wanted and no patience it ends when nothing is left.
     ///
     /// # Errors
     /// When the ring failed, now or when something was queued: the worker cannot go on.
-    pub fn enter(&mut self, patience: Duration) -> Result<(), Error> {
+    pub fn enter(&mut self, wanted: usize, patience: Duration) -> Result<(), Error> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        self.ring.enter(patience)
+        self.ring.enter(wanted, patience)
     }
 
     /// Moves what has completed to `completions`. Returns how many completions made no sense:

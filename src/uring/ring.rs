@@ -115,7 +115,7 @@ impl Ring {
     /// would take datagrams that are meant for the next process.
     pub(super) fn close_files(&mut self) {
         // What was cancelled gives its file back when its completion is worked off.
-        let _ = self.enter(Duration::ZERO);
+        let _ = self.enter(1, Duration::ZERO);
         let _ = self.uring.submitter().unregister_files();
     }
 
@@ -144,11 +144,11 @@ impl Ring {
         }
     }
 
-    /// Hands the queue to the kernel and waits for a completion, `patience` at most.
-    pub(super) fn enter(&mut self, patience: Duration) -> Result<(), Error> {
+    /// Hands the queue to the kernel and waits for `wanted` completions, `patience` at most.
+    pub(super) fn enter(&mut self, wanted: usize, patience: Duration) -> Result<(), Error> {
         let patience = Timespec::from(patience);
         let args = SubmitArgs::new().timespec(&patience);
-        match self.uring.submitter().submit_with_args(1, &args) {
+        match self.uring.submitter().submit_with_args(wanted, &args) {
             Ok(_) => Ok(()),
             Err(error) if is_transient(&error) => Ok(()),
             Err(error) => Err(Error::from_io("io_uring_enter", "wait", &error)),

@@ -106,6 +106,9 @@ const SPANS_PLANNED_MAX: usize = 16_384;
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 2048;
 
+/// Completions of a turn that make it a busy one: what a multishot operation hands over in one go.
+const BUSY_COMPLETIONS: usize = 32;
+
 /// Frames read from one queue in a row, where there is no multishot read.
 const READS_IN_A_ROW: usize = 64;
 
@@ -213,6 +216,8 @@ pub struct Worker {
     /// Endpoints whose held datagrams are being delivered.
     replaying: VecDeque<EndpointRef>,
     phase: Phase,
+    /// Whether the last turn has seen so much that there may be more.
+    was_busy: bool,
     now: Moment,
     expired_at: Moment,
     flows: Arc<FlowTable>,
@@ -263,6 +268,7 @@ impl Worker {
             looked_into: Vec::with_capacity(buffers),
             replaying: VecDeque::with_capacity(endpoints_max),
             phase: Phase::Running,
+            was_busy: false,
             now,
             expired_at: now,
             flows,
@@ -289,9 +295,11 @@ impl Worker {
 
     /// One turn.
     fn turn(&mut self) -> Result<(), Error> {
-        self.driver.enter(self.patience())?;
+        let (wanted, patience) = self.wait();
+        self.driver.enter(wanted, patience)?;
         self.now = clock::now();
         let strays = self.driver.take_completions(&mut self.completions);
+        self.was_busy = self.completions.len() >= BUSY_COMPLETIONS;
         self.cell.stray_completions.add(strays);
         // First what control says: datagrams of an endpoint that is ready now need not wait.
         self.on_commands();
@@ -317,6 +325,16 @@ impl Worker {
         self.cell.turns.add(1);
         self.cell.last_turn.set(self.now);
         Ok(())
+    }
+
+    /// How many completions to wait for, and how long.
+    fn wait(&self) -> (usize, Duration) {
+        // More has come than the kernel hands over in one go: there may be more still, and the
+        // more a turn sees, the more can leave together.
+        if self.was_busy {
+            return (self.completions.capacity(), Duration::ZERO);
+        }
+        (1, self.patience())
     }
 
     fn patience(&self) -> Duration {

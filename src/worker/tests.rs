@@ -281,7 +281,7 @@ fn a_worker_without_buffers_sleeps_until_one_is_free() {
         assert_eq!(held.len(), usize::from(BUFFERS));
         worker.start_streams();
         assert_eq!(worker.patience(), IDLE_TICK);
-        worker.driver.enter(Duration::ZERO).unwrap();
+        worker.driver.enter(1, Duration::ZERO).unwrap();
         worker.driver.take_completions(&mut worker.completions);
         assert_eq!(worker.completions, [], "nothing starts only to fail");
 
@@ -297,7 +297,7 @@ fn a_worker_without_buffers_sleeps_until_one_is_free() {
 
 /// Takes completions and keeps the buffers of frames in `held`.
 fn turn_without_buffers(worker: &mut Worker, held: &mut Vec<BufferId>) {
-    worker.driver.enter(Duration::ZERO).unwrap();
+    worker.driver.enter(1, Duration::ZERO).unwrap();
     let mut completions = Vec::with_capacity(64);
     worker.driver.take_completions(&mut completions);
     for completion in completions {

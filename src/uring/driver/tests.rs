@@ -49,7 +49,7 @@ fn wait_for(driver: &mut Driver, operation: Operation, count: usize) -> Vec<Comp
     let mut wanted = Vec::new();
     let mut all = Vec::with_capacity(64);
     for _ in 0..100 {
-        driver.enter(PATIENCE).unwrap();
+        driver.enter(1, PATIENCE).unwrap();
         assert_eq!(driver.take_completions(&mut all), 0, "strays");
         let (these, others): (Vec<_>, Vec<_>) =
             all.drain(..).partition(|completion| completion.token.operation == operation);
