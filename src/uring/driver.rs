@@ -38,6 +38,8 @@ use super::buffers::GroupPlan;
 use super::operations::Ended;
 use super::operations::Envelope;
 use super::operations::Operations;
+use super::operations::Place;
+use super::operations::Sending;
 use super::received;
 use super::ring::Features;
 use super::ring::Ring;
@@ -116,6 +118,9 @@ pub struct Driver {
     /// The socket that receives, for what is sent from it.
     receiver: Fd,
     failure: Option<Error>,
+    /// Every send that was started, in order.
+    #[cfg(test)]
+    pub(crate) sends_started: Vec<Token>,
 }
 
 /// What the ring knows a send socket by.
@@ -157,6 +162,8 @@ impl Driver {
             plan,
             receiver: Fd(-1),
             failure: None,
+            #[cfg(test)]
+            sends_started: Vec::new(),
         })
     }
 
@@ -335,6 +342,35 @@ impl Driver {
         Ok(token(Operation::Send, sender.0, key.generation, key.slot))
     }
 
+    /// Prepares to send datagram `index` alone of a prepared send of several, from the same memory.
+    ///
+    /// # Errors
+    /// [`DropReason::NoBuffer`] when no slot is free.
+    ///
+    /// # Panics
+    /// If the token names no such send, or it has no such datagram.
+    pub fn prepare_datagram(&mut self, whole: Token, index: u32) -> Result<Token, DropReason> {
+        let Self { operations, udp, tun, .. } = self;
+        let lease = |buffer: BufferId| {
+            let group = if buffer.group() == Group::Udp { &mut *udp } else { &mut *tun };
+            group.leases().lease(buffer.index()).expect("a slot's leases are held");
+        };
+        let key = operations.claim_datagram(slot_key(whole), index, lease);
+        let SlotKey { slot, generation } = key.ok_or(DropReason::NoBuffer)?;
+        Ok(Token { generation, slot, ..whole })
+    }
+
+    /// What a prepared send is. Nothing if the token names none.
+    pub fn sending(&mut self, token: Token) -> Option<Sending> {
+        self.operations.sending(slot_key(token))
+    }
+
+    /// What a prepared send will send.
+    #[cfg(test)]
+    pub(crate) fn bytes_of(&mut self, token: Token) -> Vec<u8> {
+        self.operations.bytes_of(slot_key(token))
+    }
+
     /// Starts a prepared send, or starts one again that found its socket full.
     ///
     /// It never blocks, and never waits inside the kernel either: a full socket answers `EAGAIN`,
@@ -344,6 +380,8 @@ impl Driver {
     /// If the token names no send that [`Self::prepare_send`] gave and [`Self::finish`] has not
     /// ended.
     pub fn start_send(&mut self, token: Token) {
+        #[cfg(test)]
+        self.sends_started.push(token);
         let message = self.operations.message(slot_key(token));
         let file = self.sender_file(SenderId(token.queue));
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -371,7 +409,8 @@ impl Driver {
         let Self { operations, udp, tun, .. } = self;
         let address = |span: &Span| {
             let group = if span.buffer.group() == Group::Udp { &*udp } else { &*tun };
-            (group.address(span.buffer.index(), span.start, span.len), span.len)
+            let start = group.address(span.buffer.index(), span.start, span.len);
+            Place { start, len: span.len as usize }
         };
         operations.fill_vectors(key, spans.iter().map(address))
     }

@@ -83,6 +83,15 @@ fn send(errno: Errno) -> Verdict {
     }
 }
 
+/// Whether a send of many datagrams, which the kernel shall cut, may succeed as a send of each.
+///
+/// `EIO`: the way out computes no checksums (until Linux 6.11). `EINVAL`: the socket computes none,
+/// or, until 6.14, a datagram is too long for the link, which is `EMSGSIZE` since (`udp_send_skb`,
+/// net/ipv4/udp.c). The last datagram may be short enough then.
+pub fn may_go_singly(errno: Errno) -> bool {
+    matches!(errno, Errno::EIO | Errno::EINVAL)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +106,19 @@ mod tests {
         assert_eq!(verdict(Operation::Receive, Errno::ECONNREFUSED), Verdict::Rearm);
         assert_eq!(verdict(Operation::TunRead, Errno::EFAULT), Verdict::Lost);
         assert_eq!(verdict(Operation::TunRead, Errno::EBADFD), Verdict::Lost);
+    }
+
+    #[test]
+    fn what_is_too_long_or_finds_no_room_is_not_tried_in_pieces() {
+        for (errno, may) in [
+            (Errno::EIO, true),
+            (Errno::EINVAL, true),
+            (Errno::EMSGSIZE, false),
+            (Errno::EAGAIN, false),
+            (Errno::ENETUNREACH, false),
+        ] {
+            assert_eq!(may_go_singly(errno), may, "{errno}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | `buffers` | a provided buffer ring and its memory | yes |
 //! | `received` | what precedes a received datagram | its layout only |
 //! | `operations` | the memory of writes and sends in flight | yes |
+//! | `pieces` | datagrams cut out of what is gathered | no |
 //! | `driver` | everything a worker does with its ring | yes |
 //!
 //! Nothing here knows a packet. Ownership rules, from which every SAFETY note follows:
@@ -26,6 +27,7 @@ mod driver;
 mod errno;
 mod leases;
 mod operations;
+pub mod pieces;
 pub mod received;
 mod ring;
 mod slots;
@@ -40,8 +42,10 @@ pub use driver::SenderId;
 pub use driver::queue_number;
 pub use driver::queue_of;
 pub use errno::Verdict;
+pub use errno::may_go_singly;
 pub use errno::verdict;
 pub use operations::Ended;
+pub use operations::Sending;
 pub use ring::Features;
 pub use stream::Stream;
 pub use token::Operation;

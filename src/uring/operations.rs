@@ -8,11 +8,15 @@
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 use nix::libc;
 
+use super::pieces;
+use super::pieces::Piece;
+use super::pieces::Whole;
 use super::received::NAME_BYTES;
 use super::slots::SlotKey;
 use super::slots::SlotTable;
@@ -50,14 +54,38 @@ pub(super) struct Envelope {
     pub(super) cut: Option<u16>,
 }
 
+/// What a prepared send is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The endpoint that the packets belong to.
+    pub endpoint: EndpointSlot,
+    /// How many datagrams the kernel makes of it.
+    pub datagrams: u32,
+    /// Of two sends the one that was prepared first has the smaller age. What was cut from a send
+    /// has the age of that.
+    pub age: u64,
+    /// It was cut from another send, and is not its last datagram, which may be shorter.
+    pub is_full_part: bool,
+}
+
 /// What a slot remembers of its operation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct InFlight {
     endpoint: u16,
     queue: u16,
     packets: u32,
     packet_bytes: u32,
+    age: u64,
+    is_full_part: bool,
+    envelope: Option<Envelope>,
     leases: ArrayVec<BufferId, SPANS_MAX>,
+}
+
+impl InFlight {
+    /// Bytes of each datagram, if the kernel shall cut.
+    fn cut(&self) -> Option<u16> {
+        self.envelope.and_then(|envelope| envelope.cut)
+    }
 }
 
 /// What the kernel reads of one operation.
@@ -96,6 +124,26 @@ const _: () = assert!(
         && size_of::<SourceAddress>() == SOURCE_BYTES.next_multiple_of(align_of::<usize>())
 );
 
+/// Bytes that an operation in flight, or about to be, reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) start: *mut u8,
+    pub(super) len: usize,
+}
+
+impl Piece for Place {
+    fn bytes(&self) -> usize {
+        self.len
+    }
+
+    fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.len);
+        // SAFETY: the range is inside of these bytes, which are of one buffer.
+        let start = unsafe { self.start.add(range.start) };
+        Self { start, len: range.len() }
+    }
+}
+
 /// The I/O vector of a job of several spans.
 type Vectors = [libc::iovec; SPANS_MAX];
 
@@ -103,6 +151,8 @@ type Vectors = [libc::iovec; SPANS_MAX];
 #[derive(Debug)]
 pub(super) struct Operations {
     slots: SlotTable<InFlight>,
+    /// How many slots were claimed so far.
+    claimed: u64,
     memory: Mapping,
     vectors: Mapping,
 }
@@ -112,6 +162,7 @@ impl Operations {
     pub(super) fn new(count: u32) -> Result<Self, Error> {
         Ok(Self {
             slots: SlotTable::new(count),
+            claimed: 0,
             memory: Mapping::new(count as usize * size_of::<OperationMemory>())?,
             vectors: Mapping::new(count as usize * size_of::<Vectors>())?,
         })
@@ -134,8 +185,50 @@ impl Operations {
         slot.queue = queue;
         slot.packets = job.packets;
         slot.packet_bytes = job.packet_bytes;
+        slot.age = self.claimed;
+        slot.is_full_part = false;
+        slot.envelope = None;
+        self.claimed += 1;
         slot.leases.clear();
         slot.leases.extend(buffers);
+        Some(key)
+    }
+
+    /// Takes a slot for datagram `index` alone of a prepared send, which leases the same buffers:
+    /// each of them goes to `lease` too. Nothing if no slot is free.
+    ///
+    /// # Panics
+    /// If the send has no such datagram.
+    pub(super) fn claim_datagram(
+        &mut self,
+        whole_key: SlotKey,
+        index: u32,
+        lease: impl FnMut(BufferId),
+    ) -> Option<SlotKey> {
+        let whole = self.slots.get_mut(whole_key).expect("it is prepared").clone();
+        let envelope = whole.envelope.expect("it is a send");
+        let cut = envelope.cut.filter(|_| index < whole.packets).expect("it has this datagram");
+        let all = self.places(whole_key);
+        let all_datagrams = Whole {
+            packets: whole.packets,
+            packet_bytes: whole.packet_bytes,
+            datagram_bytes: cut,
+            total_bytes: all.iter().map(Piece::bytes).sum(),
+        };
+        let places: ArrayVec<Place, SPANS_MAX> =
+            pieces::cut(all, all_datagrams.datagram(index)).collect();
+        let (key, slot) = self.slots.claim()?;
+        let envelope = Envelope { cut: None, ..envelope };
+        *slot = InFlight {
+            packets: 1,
+            packet_bytes: all_datagrams.packet_bytes(index),
+            is_full_part: index + 1 < whole.packets,
+            envelope: Some(envelope),
+            ..whole
+        };
+        slot.leases.iter().copied().for_each(lease);
+        let vectors = self.fill_vectors(key, places.into_iter());
+        self.fill_message(key, envelope, vectors);
         Some(key)
     }
 
@@ -165,7 +258,7 @@ impl Operations {
     pub(super) fn fill_vectors(
         &mut self,
         key: SlotKey,
-        places: impl ExactSizeIterator<Item = (*mut u8, u32)>,
+        places: impl ExactSizeIterator<Item = Place>,
     ) -> (*const libc::iovec, u32) {
         assert!(self.slots.get_mut(key).is_some() && places.len() <= SPANS_MAX);
         let count = u32::try_from(places.len()).expect("at most SPANS_MAX");
@@ -178,11 +271,11 @@ impl Operations {
             // SAFETY: slots are numbered below the count that the mapping was made for.
             unsafe { all.add(key.slot as usize) }.as_ptr().cast()
         };
-        for (place, (start, len)) in places.enumerate() {
-            // SAFETY: place < SPANS_MAX, by the assertion, or 0 for the single vector: inside the
+        for (number, Place { start, len }) in places.enumerate() {
+            // SAFETY: number < SPANS_MAX, by the assertion, or 0 for the single vector: inside the
             // mapping either way.
-            let at = unsafe { vectors.add(place) };
-            let vector = libc::iovec { iov_base: start.cast(), iov_len: len as usize };
+            let at = unsafe { vectors.add(number) };
+            let vector = libc::iovec { iov_base: start.cast(), iov_len: len };
             // SAFETY: mapped and aligned; the slot is claimed but not started, so the kernel does
             // not read it yet.
             unsafe { at.write(vector) };
@@ -198,7 +291,7 @@ impl Operations {
         (vectors, count): (*const libc::iovec, u32),
     ) {
         let Envelope { from, remote, cut } = envelope;
-        assert!(self.slots.get_mut(key).is_some());
+        self.slots.get_mut(key).expect("it is claimed").envelope = Some(envelope);
         let memory = self.memory_of(key).as_ptr();
         let address = libc::sockaddr_in {
             sin_family: FAMILY,
@@ -245,6 +338,47 @@ impl Operations {
     /// The endpoint that a slot's operation belongs to.
     pub(super) fn endpoint_of(&mut self, key: SlotKey) -> Option<EndpointSlot> {
         self.slots.get_mut(key).map(|slot| EndpointSlot(slot.endpoint))
+    }
+
+    /// What a slot's send is.
+    pub(super) fn sending(&mut self, key: SlotKey) -> Option<Sending> {
+        let slot = self.slots.get_mut(key)?;
+        Some(Sending {
+            endpoint: EndpointSlot(slot.endpoint),
+            datagrams: if slot.cut().is_some() { slot.packets } else { 1 },
+            age: slot.age,
+            is_full_part: slot.is_full_part,
+        })
+    }
+
+    /// The I/O vector of a prepared send.
+    fn places(&mut self, key: SlotKey) -> ArrayVec<Place, SPANS_MAX> {
+        let message = self.message(key);
+        // SAFETY: the slot is in use, and its message was written when it was prepared; the kernel
+        // only reads it.
+        let message = unsafe { &*message };
+        let place = |number| {
+            // SAFETY: `fill_message` was given as many vectors as it wrote down, all mapped.
+            let at = unsafe { message.msg_iov.add(number) };
+            // SAFETY: as above; `fill_vectors` has written it.
+            let vector = unsafe { at.read() };
+            Place { start: vector.iov_base.cast(), len: vector.iov_len }
+        };
+        // The length's type differs between C libraries.
+        #[expect(clippy::unnecessary_cast, reason = "the length is an int in musl")]
+        let count = message.msg_iovlen as usize;
+        (0..count).map(place).collect()
+    }
+
+    /// What a prepared send will send.
+    #[cfg(test)]
+    pub(super) fn bytes_of(&mut self, key: SlotKey) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Place { start, len } in self.places(key) {
+            // SAFETY: the place is inside a buffer that the slot leases, so nobody writes it.
+            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(start, len) });
+        }
+        bytes
     }
 
     /// Address of the message header of a slot.
