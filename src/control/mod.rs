@@ -358,6 +358,13 @@ impl Control {
         }
     }
 
+    fn on_sends_uncut(&self, worker: WorkerId, errno: sys::Errno) {
+        let problem = answers::uncut(worker, errno);
+        let text = format_args!("From now on {problem}.");
+        self.log.event(Section::Udp, Level::Important, "udp_segment", text);
+        self.status.borrow_mut().sends_uncut(worker, problem);
+    }
+
     /// Looks whether links can be made again. New endpoints would show that too, but a load
     /// balancer sends none to a target that is not healthy.
     async fn look_for_device(self: Rc<Self>) {
@@ -410,6 +417,7 @@ impl Control {
                 registry.notify(endpoint, Notice::QueueLost(worker, side, errno));
             }
             Event::SendRefused(refusal) => self.on_send_refused(refusal),
+            Event::SendsUncut(worker, errno) => self.on_sends_uncut(worker, errno),
             Event::Failed(worker, error) => self.on_worker_failed(worker, error),
         }
     }

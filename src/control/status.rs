@@ -61,6 +61,8 @@ pub(super) struct Status {
     not_made: BTreeMap<EndpointId, (Moment, String)>,
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
+    /// Workers whose sends the kernel does not cut, and what that means.
+    uncut: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
     /// From where no answer can leave.
     pub(super) answers: Answers,
@@ -96,6 +98,7 @@ impl Status {
             stopping: false,
             not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
+            uncut: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             answers: Answers::default(),
             spread: Spread::new(spreading),
@@ -126,6 +129,11 @@ impl Status {
 
     pub(super) fn worker_failed(&mut self, worker: WorkerId, reason: String) {
         self.failed.insert(worker, reason);
+    }
+
+    /// The kernel does not cut the sends of a worker: slower, but no reason for a 503.
+    pub(super) fn sends_uncut(&mut self, worker: WorkerId, problem: String) {
+        self.uncut.insert(worker, problem);
     }
 
     pub(super) const fn hook_failed(&mut self) {
@@ -210,7 +218,9 @@ impl Status {
         let refused = self.refused.then(|| REFUSED.to_owned());
         let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
         let spread = self.spread.warning(workers);
-        refused.into_iter().chain(not_made).chain(self.answers.warnings()).chain(spread).collect()
+        let uncut = self.uncut.values().cloned();
+        let sends = self.answers.warnings().chain(uncut);
+        refused.into_iter().chain(not_made).chain(sends).chain(spread).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {

@@ -73,27 +73,45 @@ pub fn packet_in(frame: Range<usize>) -> Range<usize> {
     (frame.start + virtio_net::HEADER_BYTES).min(frame.end)..frame.end
 }
 
-/// Puts the UDP header of an answer on `outer` before its payload, which stands at `payload` of
-/// `bytes`: for a socket that leaves this header to us. Returns where the datagram begins; nothing
-/// if there is no room before the payload, or too much in it.
+/// Bytes that [`prepend_udp_header`] puts before a payload.
+pub const UDP_HEADER_BYTES: usize = udp::HEADER_BYTES;
+
+/// Puts the UDP header of an answer on `outer` before its payload, which begins at `payload_start`
+/// of `bytes` and may go on elsewhere: for a socket that leaves this header to us. Returns where
+/// the datagram begins; nothing if there is no room before the payload, or too much in it.
 ///
 /// The checksum is filled in, as the kernel does it on the ordinary way: it is what protects the
 /// flow cookie, and receivers merge only datagrams that have one.
 pub fn prepend_udp_header(
     bytes: &mut [u8],
-    payload: Range<usize>,
+    payload_start: usize,
+    payload: &UdpPayload,
     outer: &OuterPath,
 ) -> Option<usize> {
-    let start = payload.start.checked_sub(udp::HEADER_BYTES)?;
-    let datagram_bytes = u16::try_from(payload.end - start).ok()?;
-    let payload_sum = checksum::sum(bytes.get(payload.clone())?);
+    let start = payload_start.checked_sub(UDP_HEADER_BYTES)?;
+    let datagram_bytes = u16::try_from(payload.bytes + UDP_HEADER_BYTES).ok()?;
     let addresses = Addresses::V4 { src: outer.local.octets(), dst: outer.remote.octets() };
     let pseudo_header = checksum::pseudo_header(addresses, protocol::UDP, datagram_bytes.into());
-    let mut header = udp::Header::new_checked(&mut bytes[start..payload.start])?;
+    let mut header = udp::Header::new_checked(bytes.get_mut(start..payload_start)?)?;
     header.set_ports(outer.remote_port, GENEVE_PORT);
     header.set_length_bytes(datagram_bytes);
-    header.fill_checksum(pseudo_header, payload_sum);
+    header.fill_checksum(pseudo_header, payload.sum);
     Some(start)
+}
+
+/// What a UDP header says of its payload.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UdpPayload {
+    bytes: usize,
+    sum: checksum::Sum,
+}
+
+impl UdpPayload {
+    /// Adds bytes to the payload's end.
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        self.sum = self.sum + checksum::sum(bytes);
+    }
 }
 
 impl Path {
@@ -288,23 +306,34 @@ mod tests {
 
     use super::*;
 
+    fn payload(pieces: [&[u8]; 2]) -> UdpPayload {
+        let mut payload = UdpPayload::default();
+        for piece in pieces {
+            payload.append(piece);
+        }
+        payload
+    }
+
     #[test]
     fn a_datagram_of_ours_is_whole() {
         let (local, remote) = (Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(10, 0, 0, 1));
         let outer = OuterPath { local, remote, remote_port: 60_000 };
-        for payload_bytes in [0, 1, 68, 8501] {
-            let mut bytes = vec![0xee; 12 + payload_bytes];
-            assert_eq!(prepend_udp_header(&mut bytes, 12..12 + payload_bytes, &outer), Some(4));
+        for (here, elsewhere) in [(0, 0), (1, 0), (68, 0), (8501, 0), (67, 1400), (94, 3)] {
+            let mut bytes = vec![0xee; 12 + here];
+            let elsewhere = vec![0xdd; elsewhere];
+            let payload = payload([&bytes[12..], &elsewhere]);
+            assert_eq!(prepend_udp_header(&mut bytes, 12, &payload, &outer), Some(4));
             assert_eq!(bytes[..4], [0xee; 4]);
-            let (header, payload) = bytes[4..].split_at(8);
-            assert!(payload.iter().all(|&byte| byte == 0xee));
+            let (header, here) = bytes[4..].split_at(8);
+            assert!(here.iter().all(|&byte| byte == 0xee));
             let header = udp::Header::new_checked(header).unwrap();
             assert_eq!((header.src_port(), header.dst_port()), (60_000, GENEVE_PORT));
-            assert_eq!(usize::from(header.length_bytes()), 8 + payload_bytes);
+            let whole = [here, &elsewhere].concat();
+            assert_eq!(usize::from(header.length_bytes()), 8 + whole.len());
             let addresses = Addresses::V4 { src: local.octets(), dst: remote.octets() };
             let length = header.length_bytes().into();
             let pseudo_header = checksum::pseudo_header(addresses, protocol::UDP, length);
-            assert!(header.checksum_is_valid(pseudo_header, checksum::sum(payload)));
+            assert!(header.checksum_is_valid(pseudo_header, checksum::sum(&whole)));
         }
     }
 
@@ -312,10 +341,13 @@ mod tests {
     fn what_has_no_room_or_is_too_long_is_no_datagram() {
         let local = Ipv4Addr::LOCALHOST;
         let outer = OuterPath { local, remote: local, remote_port: 60_000 };
-        let mut bytes = vec![0; 70_000];
-        assert_eq!(prepend_udp_header(&mut bytes, 7..100, &outer), None);
-        assert_eq!(prepend_udp_header(&mut bytes, 8..65_535, &outer), Some(0));
-        assert_eq!(prepend_udp_header(&mut bytes, 8..65_536, &outer), None);
-        assert_eq!(prepend_udp_header(&mut bytes, 69_000..70_001, &outer), None);
+        let mut bytes = vec![0; 100];
+        let long = vec![0; 65_500];
+        let most = payload([&long, &[0; 27]]);
+        let more = payload([&long, &[0; 28]]);
+        assert_eq!(prepend_udp_header(&mut bytes, 7, &most, &outer), None);
+        assert_eq!(prepend_udp_header(&mut bytes, 8, &most, &outer), Some(0));
+        assert_eq!(prepend_udp_header(&mut bytes, 8, &more, &outer), None);
+        assert_eq!(prepend_udp_header(&mut bytes, 101, &most, &outer), None);
     }
 }

@@ -30,6 +30,8 @@ pub use decap::Arrived;
 pub use decap::Decap;
 use encap::Answers;
 pub use encap::Frame;
+pub use encap::UDP_HEADER_BYTES;
+pub use encap::UdpPayload;
 pub use encap::packet_in;
 pub use encap::prepend_udp_header;
 pub use endpoints::Endpoint;

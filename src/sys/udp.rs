@@ -201,6 +201,15 @@ fn set_int(
     set_raw(fd, level, name, &value)
 }
 
+/// Makes a socket send without checksums. Linux answers `EINVAL` to `UDP_SEGMENT` then.
+///
+/// # Errors
+/// When the kernel refuses.
+#[cfg(test)]
+pub(crate) fn set_no_checksum(fd: &impl AsFd) -> Result<(), Errno> {
+    set_int(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
+}
+
 /// Attaches a filter that accepts no byte of any datagram: `BPF_RET | BPF_K, 0`.
 fn drop_everything(fd: &impl AsFd) -> Result<(), Errno> {
     let code = u16::try_from(libc::BPF_RET | libc::BPF_K).expect("both are small");

@@ -174,6 +174,8 @@ pub enum Event {
     QueueLost(WorkerId, EndpointRef, Side, sys::Errno),
     /// Packets were dropped because of this; told again while it is so and packets come.
     SendRefused(Refusal),
+    /// The kernel did not cut a send into datagrams, and this worker will not ask it to again.
+    SendsUncut(WorkerId, sys::Errno),
     /// The worker's receive socket or ring failed for good; the worker has ended.
     Failed(WorkerId, sys::Error),
 }

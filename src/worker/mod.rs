@@ -37,6 +37,8 @@ use self::mailbox::Sight;
 use self::outer_paths::OuterPaths;
 use self::queues::Queues;
 use self::sampler::Sampler;
+use self::senders::Desk;
+use self::senders::Outcome;
 use self::senders::Senders;
 use crate::flow::FlowTable;
 use crate::flow::Ttl;
@@ -252,13 +254,13 @@ impl Worker {
             ),
             plan: Plan::new(JOBS_MAX, SPANS_PLANNED_MAX),
             queues: Queues::new(endpoints_max),
-            senders: Senders::new(plan.senders_max, plan.tun.count / 2),
+            senders: Senders::new(plan.senders_max, plan.tun.count / 2, JOBS_MAX),
             receive: Stream::default(),
             wake_stream: Stream::default(),
             wake,
             commands: parts.commands,
             events: parts.events,
-            outbox: VecDeque::with_capacity(2 * endpoints_max),
+            outbox: VecDeque::with_capacity(2 * endpoints_max + 1),
             sampler: Sampler::new(id, parts.samples),
             outer_paths: OuterPaths::new(now),
             admission: parts.admission,
@@ -359,7 +361,7 @@ impl Worker {
             Operation::TunRead => self.on_tun_read(completion),
             Operation::TunWrite => self.on_tun_written(token, completion.result),
             Operation::Send => self.on_sent(token, completion.result),
-            Operation::SendReady => self.senders.ready(&mut self.driver, SenderId(token.queue)),
+            Operation::SendReady => self.on_send_ready(SenderId(token.queue)),
             Operation::Wake => {
                 self.wake_stream.completed(more);
                 // Drained first, read second: what comes between is not slept over.
@@ -643,43 +645,29 @@ impl Worker {
     }
 
     fn on_sent(&mut self, token: Token, result: Result<u32, Errno>) {
-        match result {
-            Err(errno) if verdict(Operation::Send, errno) == Verdict::Wait => {
-                if let Err(reason) = self.senders.full(&mut self.driver, token) {
-                    self.drop_send(token, reason);
+        let Self { senders, driver, path, queues, cell, .. } = self;
+        let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
+        match senders.completed(&mut Desk { driver, queues, lost }, token, result) {
+            Outcome::Sent(Ended { endpoint, packets, packet_bytes }) => {
+                cell.sends.add(1);
+                if let Some(endpoint) = path.endpoint(endpoint) {
+                    endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
                 }
-                return;
             }
-            _ => {}
-        }
-        let Self { senders, driver, path, queues, .. } = self;
-        senders.ended(token, result.is_ok(), |overtaken| {
-            if let Some(ended) = finish(driver, queues, overtaken) {
-                count_unsent(path, &ended, DropReason::SendFull);
+            Outcome::Unsent => {
+                if let Some(errno) = senders.take_uncut() {
+                    path.stop_gathering();
+                    self.outbox.push_back(Event::SendsUncut(self.id, errno));
+                }
             }
-        });
-        let Some(ended) = self.finish(token) else {
-            return;
-        };
-        match result {
-            Ok(_) => {
-                let Some(endpoint) = self.path.endpoint(ended.endpoint) else {
-                    return;
-                };
-                self.cell.sends.add(1);
-                let Ended { packets, packet_bytes, .. } = ended;
-                endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
-            }
-            Err(errno) => {
-                count_unsent(&self.path, &ended, drop_reason(Operation::Send, errno));
-            }
+            Outcome::Stray => cell.stray_completions.add(1),
         }
     }
 
-    fn drop_send(&mut self, token: Token, reason: DropReason) {
-        if let Some(ended) = self.finish(token) {
-            count_unsent(&self.path, &ended, reason);
-        }
+    fn on_send_ready(&mut self, sender: SenderId) {
+        let Self { senders, driver, path, queues, .. } = self;
+        let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
+        senders.ready(&mut Desk { driver, queues, lost }, sender);
     }
 
     fn finish(&mut self, token: Token) -> Option<Ended> {
@@ -704,20 +692,20 @@ impl Worker {
         let Self { plan, driver, path, queues, senders, looked_into, now, .. } = self;
         path.end_batch(&mut BatchBuffers { driver, looked_into }, plan);
         for (job, spans) in plan.jobs() {
-            let started = match job.target {
-                Target::Gwi => driver.write_gwi(job, spans).map(|()| queues.written(job.endpoint)),
-                Target::Outer(outer) => senders.find(driver, &outer, *now).and_then(|sender| {
-                    let token = senders::prepare(driver, sender, &outer, job, spans)?;
-                    if let Some(pair) = queues.at(job.endpoint) {
-                        pair.in_flight += 1;
-                    }
-                    senders.start(driver, token).inspect_err(|_| {
-                        finish(driver, queues, token);
-                    })
-                }),
-            };
-            if let Err(reason) = started {
-                count_unstarted(path, job, reason);
+            if let Target::Outer(outer) = &job.target {
+                senders.choose(driver, outer, (job, spans), *now);
+            }
+        }
+        let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
+        for (job, spans) in plan.jobs() {
+            match &job.target {
+                Target::Gwi => match driver.write_gwi(job, spans) {
+                    Ok(()) => queues.written(job.endpoint),
+                    Err(reason) => count_unwritten(path, job, reason),
+                },
+                Target::Outer(outer) => {
+                    senders.send(&mut Desk { driver, queues, lost }, outer, job, spans);
+                }
             }
         }
         plan.clear();
@@ -911,15 +899,10 @@ fn count_unsent(path: &Path, ended: &Ended, reason: DropReason) {
     }
 }
 
-fn count_unstarted(path: &Path, job: &Job, reason: DropReason) {
-    let Some(endpoint) = path.endpoint(job.endpoint) else {
-        return;
-    };
-    let drops = match job.target {
-        Target::Gwi => &endpoint.cell.decap_drops,
-        Target::Outer(_) => &endpoint.cell.encap_drops,
-    };
-    drops.add(reason, job.packets.into());
+fn count_unwritten(path: &Path, job: &Job, reason: DropReason) {
+    if let Some(endpoint) = path.endpoint(job.endpoint) {
+        endpoint.cell.decap_drops.add(reason, job.packets.into());
+    }
 }
 
 #[cfg(test)]

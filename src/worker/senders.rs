@@ -1,20 +1,29 @@
 //! Send sockets: one per local address and source port in use, opened when first needed.
 //!
 //! A load balancer node expects answers from the port it used, so the number of sockets follows
-//! the number of its source ports. It is bounded; beyond the bound the least recently used of a
-//! few candidates is replaced, which costs about 10 µs.
+//! the number of its source ports. It is bounded. What finds no place leaves through the worker's
+//! one *raw sender*, with a UDP header of ours, which costs less than to replace a socket:
 //!
 //! ```text
-//!                bound            every 10 s, when nothing is under way in it
-//!   (port) ───────────────▶ Own ◀─────────────────────────────────────────── Raw
-//!      │ │ taken, or below 1024, and CAP_NET_RAW                              ▲
-//!      │ └────────────────────────────────────────────────────────────────────┘
-//!      └──▶ Refused: its packets are `send_error`, control is told; again after a second
+//!              room, or for many datagrams at once, or in place of one idle for a second
+//!      ┌──────────────────────────────────────────────────────────────────────────┐
+//!      │                      replaced, when nothing is under way in it           ▼
+//!   (port) ◀──────────────────────────────────────────────────────────────────── Own
+//!      │ │ │ else, and CAP_NET_RAW                                                ▲
+//!      │ │ └──▶ (raw sender, no entry)                                            │
+//!      │ │ taken, or below 1024, and CAP_NET_RAW                                  │
+//!      │ └──▶ Raw ────────────────────────────────────────────────────────────────┘
+//!      │                     every 10 s, when nothing of it is under way there
+//!      └────▶ Refused: its packets are `send_error`, control is told; again after a second
 //! ```
 //!
-//! A port that cannot be bound leaves through the worker's one *raw sender*, with a UDP header of
-//! ours. Nothing under way there when a port moves to a socket of its own, or is forgotten, is what
-//! keeps the order of its flows.
+//! Without `CAP_NET_RAW` the least recently used of a few idle sockets is replaced each time.
+//! Nothing under way of a port, there where it leaves from, when it goes over to the other way is
+//! what keeps the order of its flows.
+//!
+//! Many datagrams of one size may be one send, which the kernel cuts (`UDP_SEGMENT`). If it will
+//! not, they are sent again one by one from the same memory, and the worker cuts by itself from
+//! then on. The first such send of a socket goes alone, so that nothing overtakes it if it fails.
 //!
 //! Order: a socket that is full answers `EAGAIN`. Its sends then wait here, in order, until it has
 //! room, and later ones queue behind them. Each holds a buffer that frames are read into, so their
@@ -22,72 +31,89 @@
 //! later send of the same batch got through
 //! nevertheless, the earlier ones are dropped and counted (`send_full`): late is worse than lost.
 
+mod socket;
+mod sources;
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
-use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
+use self::socket::Gate;
+use self::socket::Socket;
+use self::socket::Way;
 use super::mailbox::Refusal;
-use crate::path;
+use super::queues::Queues;
+use crate::path::UDP_HEADER_BYTES;
 use crate::path::plan::Job;
+use crate::path::plan::SPANS_MAX;
 use crate::path::plan::Span;
 use crate::sys::Errno;
-use crate::sys::Error;
-use crate::sys::udp;
 use crate::types::DropReason;
+use crate::types::EndpointSlot;
 use crate::types::GENEVE_PORT;
 use crate::types::Moment;
 use crate::types::OuterPath;
-use crate::types::SEND_PORT_MIN;
 use crate::uring::Driver;
+use crate::uring::Ended;
+use crate::uring::Operation;
 use crate::uring::SenderId;
+use crate::uring::Sending;
 use crate::uring::Token;
+use crate::uring::Verdict;
+use crate::uring::may_go_singly;
+use crate::uring::pieces;
+use crate::uring::pieces::Whole;
+use crate::uring::verdict;
 
-/// Send queue of one socket, bytes: a burst of a worker's turn of the largest packets.
-const QUEUE_BYTES: usize = 4 << 20;
-
-/// How long a port that could not be bound is left alone.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long a port that leaves through the raw sender is not tried again.
-const RAW_PAUSE: Duration = Duration::from_secs(10);
-
-/// Refusals that control is told in [`REFUSED_PAUSE`].
+/// Refusals that control is told in a second.
 const REFUSALS_MAX: usize = 16;
 
-/// Sockets looked at to find one to replace.
-const CANDIDATES: usize = 16;
-
-/// Which way the datagrams of a port go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// Through a socket that is bound to it.
-    Own,
-    /// Through the raw sender. Try to bind it then.
-    Raw(Moment),
-    /// None. Try again then.
-    Refused(Moment),
-}
-
+/// A send that waits for its socket.
 #[derive(Clone, Copy, Debug)]
-struct Socket {
-    local: Ipv4Addr,
-    port: u16,
-    used: Moment,
-    /// Sends started and not completed.
-    in_flight: u32,
-    /// Sends that wait for room.
-    waiting: u32,
-    way: Way,
+struct Waiting {
+    token: Token,
+    /// See [`Sending::age`].
+    age: u64,
+    /// The kernel would not cut it.
+    is_refused: bool,
 }
 
-impl Socket {
-    fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.waiting == 0
+/// What becomes of a completed send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Its datagrams have left.
+    Sent(Ended),
+    /// They will be sent again, or were dropped and told.
+    Unsent,
+    /// There was no such send.
+    Stray,
+}
+
+/// What sends are made with, and who is told of those that were lost.
+pub(super) struct Desk<'a, F> {
+    pub(super) driver: &'a mut Driver,
+    pub(super) queues: &'a mut Queues,
+    pub(super) lost: F,
+}
+
+impl<F: FnMut(&Ended, DropReason)> Desk<'_, F> {
+    fn prepared(&mut self, endpoint: EndpointSlot) {
+        if let Some(pair) = self.queues.at(endpoint) {
+            pair.in_flight += 1;
+        }
+    }
+
+    fn finish(&mut self, token: Token) -> Option<Ended> {
+        super::finish(self.driver, self.queues, token)
+    }
+
+    fn drop_send(&mut self, token: Token, reason: DropReason) {
+        if let Some(ended) = self.finish(token) {
+            (self.lost)(&ended, reason);
+        }
     }
 }
 
@@ -99,14 +125,25 @@ pub(super) struct Senders {
     sockets_max: usize,
     /// Where the search for a socket to replace goes on.
     hand: usize,
-    waiting: VecDeque<Token>,
+    /// From where the jobs of the plan leave, in their order.
+    chosen: VecDeque<Result<SenderId, DropReason>>,
+    waiting: VecDeque<Waiting>,
     waiting_max: usize,
     /// Sends of the receive socket, which is not in `sockets`.
     receiver: Socket,
     /// Sends of the raw sender, which is not either.
     raw: Socket,
+    raw_history: sources::RawHistory,
     /// Whether there is a raw sender.
     raw_is_open: bool,
+    /// When to try again to open one.
+    raw_retry: Moment,
+    /// Why the kernel does not cut, if it does not.
+    uncut: Option<Errno>,
+    /// Why a send that should be cut failed, if it may be for another reason.
+    suspicion: Option<Errno>,
+    /// Control has not been told yet.
+    is_uncut_news: bool,
     /// What control shall be told.
     refusals: ArrayVec<Refusal, REFUSALS_MAX>,
     /// How many were entered there since when.
@@ -114,18 +151,12 @@ pub(super) struct Senders {
 }
 
 impl Senders {
-    /// No sockets yet, up to `sockets_max`, and up to `waiting_max` sends that wait for room.
-    pub(super) fn new(sockets_max: u16, waiting_max: u16) -> Self {
+    /// No sockets yet, up to `sockets_max`, up to `waiting_max` sends that wait for room, and up
+    /// to `jobs_max` jobs in a plan.
+    pub(super) fn new(sockets_max: u16, waiting_max: u16, jobs_max: usize) -> Self {
         let waiting_max = usize::from(waiting_max);
         let sockets_max = usize::from(sockets_max);
-        let unused = Socket {
-            local: Ipv4Addr::UNSPECIFIED,
-            port: 0,
-            used: Moment::ZERO,
-            in_flight: 0,
-            waiting: 0,
-            way: Way::Own,
-        };
+        let unused = Socket::new((Ipv4Addr::UNSPECIFIED, 0), Moment::ZERO, Way::Own);
         let hasher = foldhash::fast::RandomState::default();
         Self {
             // Sources come and go. At no more than half of its capacity the map clears the traces
@@ -134,219 +165,295 @@ impl Senders {
             sockets: Vec::with_capacity(sockets_max),
             sockets_max,
             hand: 0,
+            chosen: VecDeque::with_capacity(jobs_max),
             waiting: VecDeque::with_capacity(waiting_max),
             waiting_max,
             receiver: unused,
             raw: unused,
+            raw_history: sources::RawHistory::new(),
             raw_is_open: false,
+            raw_retry: Moment::ZERO,
+            uncut: None,
+            suspicion: None,
+            is_uncut_news: false,
             refusals: ArrayVec::new(),
             refusals_told: (0, Moment::ZERO),
         }
     }
 
-    /// The socket that answers on `outer` must leave from, opened if need be. What leaves from
-    /// [`SenderId::RAW`] needs a UDP header.
+    /// Whether the kernel cuts a send into datagrams, as far as is known.
+    pub(super) fn can_segment(&self) -> bool {
+        self.uncut.is_none()
+    }
+
+    /// Why the kernel does not cut sends any more, once.
+    pub(super) fn take_uncut(&mut self) -> Option<Errno> {
+        std::mem::take(&mut self.is_uncut_news).then_some(self.uncut).flatten()
+    }
+
+    /// Sends the next of the jobs that [`Self::choose`] has seen.
     ///
-    /// # Errors
-    /// [`DropReason::SendError`] if there is none and none can be had.
-    pub(super) fn find(
+    /// # Panics
+    /// If there was no such call for it.
+    pub(super) fn send(
         &mut self,
-        driver: &Driver,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
         outer: &OuterPath,
-        now: Moment,
-    ) -> Result<SenderId, DropReason> {
-        if outer.remote_port == GENEVE_PORT {
-            return Ok(SenderId::RECEIVER);
-        }
-        let source = (outer.local, outer.remote_port);
-        if let Some(&id) = self.by_source.get(&source) {
-            let socket = &mut self.sockets[usize::from(id.0)];
-            socket.used = now;
-            match socket.way {
-                Way::Own => return Ok(id),
-                Way::Raw(until) if now < until || !self.raw.is_idle() => return Ok(SenderId::RAW),
-                Way::Refused(until) if now < until => return Err(DropReason::SendError),
-                Way::Raw(_) | Way::Refused(_) => return self.open(driver, id, source, now),
-            }
-        }
-        let id = self.place().ok_or(DropReason::SendError)?;
-        self.by_source.insert(source, id);
-        self.open(driver, id, source, now)
-    }
-
-    fn open(
-        &mut self,
-        driver: &Driver,
-        id: SenderId,
-        (local, port): (Ipv4Addr, u16),
-        now: Moment,
-    ) -> Result<SenderId, DropReason> {
-        let (way, found) = match self.try_to_open(driver, id, local, port) {
-            Ok(SenderId::RAW) => (Way::Raw(now.after(RAW_PAUSE)), Ok(SenderId::RAW)),
-            Ok(own) => (Way::Own, Ok(own)),
-            Err(errno) => {
-                self.refused(Refusal { from: SocketAddrV4::new(local, port), errno, at: now });
-                (Way::Refused(now.after(REFUSED_PAUSE)), Err(DropReason::SendError))
+        job: &Job,
+        spans: &[Span],
+    ) {
+        let sender = match self.chosen.pop_front().expect("one was chosen for each job") {
+            Ok(sender) => sender,
+            Err(reason) => {
+                (desk.lost)(&unstarted(job), reason);
+                return;
             }
         };
-        self.sockets[usize::from(id.0)] =
-            Socket { local, port, used: now, in_flight: 0, waiting: 0, way };
-        found
+        self.socket(sender).promised -= 1;
+        let is_raw = sender == SenderId::RAW;
+        if !is_raw && (job.packets == 1 || self.can_segment()) {
+            self.send_one(desk, sender, outer, job, spans);
+            return;
+        }
+        let whole = Whole::new(job, spans);
+        for index in 0..job.packets {
+            let mut parts: ArrayVec<Span, SPANS_MAX> =
+                pieces::cut(spans.iter().copied(), whole.datagram(index)).collect();
+            if is_raw {
+                // The UDP header that `choose` has put before it.
+                let header_bytes = u32::try_from(UDP_HEADER_BYTES).expect("8");
+                parts[0].start -= header_bytes;
+                parts[0].len += header_bytes;
+            }
+            let part = Job { packets: 1, packet_bytes: whole.packet_bytes(index), ..*job };
+            self.send_one(desk, sender, outer, &part, &parts);
+        }
     }
 
-    /// A socket bound to the port, registered as `id`, else the raw sender.
-    fn try_to_open(
+    fn send_one(
         &mut self,
-        driver: &Driver,
-        id: SenderId,
-        local: Ipv4Addr,
-        port: u16,
-    ) -> Result<SenderId, Errno> {
-        let bound = if port < SEND_PORT_MIN {
-            Err(Errno::EACCES)
-        } else {
-            udp::open_sender(local, port, QUEUE_BYTES)
-                .and_then(|fd| driver.register_sender(id, fd.as_fd()))
-                .map_err(|error| error.errno)
-        };
-        match bound {
-            Ok(()) => Ok(id),
-            // From there nothing leaves, whatever the socket.
-            Err(Errno::EADDRNOTAVAIL) => Err(Errno::EADDRNOTAVAIL),
-            Err(errno) if self.open_raw(driver).is_err() => Err(errno),
-            Err(_) => Ok(SenderId::RAW),
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        sender: SenderId,
+        outer: &OuterPath,
+        job: &Job,
+        spans: &[Span],
+    ) {
+        let remote = SocketAddrV4::new(outer.remote, GENEVE_PORT);
+        match desk.driver.prepare_send(sender, outer.local, remote, job, spans) {
+            Ok(token) => {
+                desk.prepared(job.endpoint);
+                self.start(desk, token);
+            }
+            Err(reason) => (desk.lost)(&unstarted(job), reason),
         }
-    }
-
-    fn open_raw(&mut self, driver: &Driver) -> Result<(), Error> {
-        if !self.raw_is_open {
-            let fd = udp::open_raw_sender(QUEUE_BYTES)?;
-            driver.register_sender(SenderId::RAW, fd.as_fd())?;
-            self.raw_is_open = true;
-        }
-        Ok(())
-    }
-
-    /// Remembers a refusal for control, as far as there is room.
-    fn refused(&mut self, refusal: Refusal) {
-        let (mut count, mut since) = self.refusals_told;
-        if refusal.at.since(since) >= REFUSED_PAUSE {
-            (count, since) = (0, refusal.at);
-        }
-        if count < REFUSALS_MAX && self.refusals.try_push(refusal).is_ok() {
-            self.refusals_told = (count + 1, since);
-        }
-    }
-
-    /// Takes a refusal that control shall hear of.
-    pub(super) fn take_refusal(&mut self) -> Option<Refusal> {
-        self.refusals.pop()
-    }
-
-    /// A number for one more socket: a new one, or that of a socket to replace.
-    fn place(&mut self) -> Option<SenderId> {
-        if self.sockets.len() < self.sockets_max {
-            let id = SenderId(u16::try_from(self.sockets.len()).expect("at most 65,535"));
-            self.sockets.push(self.receiver);
-            return Some(id);
-        }
-        let count = self.sockets.len();
-        let start = self.hand;
-        self.hand = (start + CANDIDATES) % count.max(1);
-        let raw_is_idle = self.raw.is_idle();
-        let is_idle = |socket: &Socket| {
-            socket.is_idle() && (raw_is_idle || !matches!(socket.way, Way::Raw(_)))
-        };
-        let place = (start..start + CANDIDATES.min(count))
-            .map(|n| n % count)
-            .filter(|&n| is_idle(&self.sockets[n]))
-            .min_by_key(|&n| self.sockets[n].used)?;
-        let old = &self.sockets[place];
-        self.by_source.remove(&(old.local, old.port));
-        Some(SenderId(u16::try_from(place).expect("at most 65,535")))
     }
 
     /// Starts a prepared send, or lets it wait behind those that wait already.
-    ///
-    /// # Errors
-    /// [`DropReason::SendFull`] if it can neither start nor wait; the send is still the
-    /// caller's to end.
-    pub(super) fn start(&mut self, driver: &mut Driver, token: Token) -> Result<(), DropReason> {
+    fn start(&mut self, desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>, token: Token) {
+        let id = SenderId(token.queue);
+        let is_list_full = self.waiting.len() >= self.waiting_max;
+        let socket = self.socket(id);
+        if socket.gate == Gate::Proving && is_list_full {
+            // Nothing says that it fails, so nothing is dropped for it.
+            socket.is_proven = true;
+            self.release(desk, id);
+        }
+        if self.socket(id).gate == Gate::Open {
+            self.launch(desk.driver, token);
+        } else {
+            self.enqueue(desk, token, false);
+        }
+    }
+
+    fn launch(&mut self, driver: &mut Driver, token: Token) {
+        let is_whole = driver.sending(token).is_some_and(|sending| sending.datagrams > 1);
         let socket = self.socket(SenderId(token.queue));
-        if socket.waiting == 0 {
-            socket.in_flight += 1;
-            driver.start_send(token);
-            return Ok(());
+        if is_whole && !socket.is_proven {
+            socket.gate = Gate::Proving;
         }
-        self.enqueue(token)
+        socket.in_flight += 1;
+        driver.start_send(token);
     }
 
-    fn enqueue(&mut self, token: Token) -> Result<(), DropReason> {
+    /// Puts a send among those that wait, by its age.
+    fn enqueue(
+        &mut self,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        token: Token,
+        is_refused: bool,
+    ) {
         if self.waiting.len() >= self.waiting_max {
-            return Err(DropReason::SendFull);
+            desk.drop_send(token, DropReason::SendFull);
+            return;
         }
-        self.waiting.push_back(token);
+        let age = desk.driver.sending(token).expect("it is prepared").age;
+        let before = self.waiting.iter().rposition(|other| other.age <= age);
+        let place = before.map_or(0, |before| before + 1);
+        self.waiting.insert(place, Waiting { token, age, is_refused });
         self.socket(SenderId(token.queue)).waiting += 1;
-        Ok(())
     }
 
-    /// A send found its socket full: it waits until there is room.
-    ///
-    /// # Errors
-    /// As for [`Self::start`].
-    pub(super) fn full(&mut self, driver: &mut Driver, token: Token) -> Result<(), DropReason> {
+    /// A send has completed.
+    pub(super) fn completed(
+        &mut self,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        token: Token,
+        result: Result<u32, Errno>,
+    ) -> Outcome {
+        let Some(sending) = desk.driver.sending(token) else {
+            return Outcome::Stray;
+        };
+        let Err(errno) = result else {
+            self.ended(desk, token, &sending, true);
+            return desk.finish(token).map_or(Outcome::Stray, Outcome::Sent);
+        };
+        let is_refused = sending.datagrams > 1 && may_go_singly(errno);
+        if is_refused || verdict(Operation::Send, errno) == Verdict::Wait {
+            if is_refused && errno == Errno::EIO {
+                self.set_uncut(errno);
+            } else if is_refused {
+                self.suspicion = Some(errno);
+            }
+            self.hold_back(desk, token, is_refused);
+        } else {
+            self.ended(desk, token, &sending, false);
+            desk.drop_send(token, super::drop_reason(Operation::Send, errno));
+        }
+        Outcome::Unsent
+    }
+
+    /// A send waits until its socket has room. One that was refused too: that way it hears whether
+    /// a later one has overtaken it.
+    fn hold_back(
+        &mut self,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        token: Token,
+        is_refused: bool,
+    ) {
         let id = SenderId(token.queue);
         let socket = self.socket(id);
         socket.in_flight -= 1;
-        if socket.waiting == 0 {
-            driver.arm_send_ready(id);
+        if socket.gate != Gate::Full {
+            socket.gate = Gate::Full;
+            desk.driver.arm_send_ready(id);
         }
-        self.enqueue(token)
+        self.enqueue(desk, token, is_refused);
     }
 
-    /// A send has ended, and its datagram has left if `sent`. If others of its socket wait
-    /// although they were started earlier, they are overtaken: each is given to `overtaken` to be
-    /// dropped.
-    pub(super) fn ended(&mut self, token: Token, sent: bool, overtaken: impl FnMut(Token)) {
-        let socket = self.socket(SenderId(token.queue));
+    /// A send is over, and its datagrams have left if `sent`. If others of its socket wait although
+    /// they are older, they are overtaken, and dropped.
+    fn ended(
+        &mut self,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        token: Token,
+        sending: &Sending,
+        sent: bool,
+    ) {
+        let id = SenderId(token.queue);
+        let is_whole = sending.datagrams > 1;
+        let socket = self.socket(id);
         socket.in_flight -= 1;
-        if sent && socket.waiting > 0 {
-            self.take_waiting(SenderId(token.queue), overtaken);
+        socket.is_proven |= sent && is_whole;
+        if sent
+            && sending.is_full_part
+            && let Some(errno) = self.suspicion
+        {
+            // Its like was not too long: it is the cutting that does not work.
+            self.set_uncut(errno);
         }
+        if sent && self.socket(id).waiting > 0 {
+            let overtaken = |other: &Waiting| other.token.queue == id.0 && other.age <= sending.age;
+            self.take_back(|other| {
+                let over = overtaken(other);
+                if over {
+                    desk.drop_send(other.token, DropReason::SendFull);
+                }
+                over
+            });
+        }
+        let socket = self.socket(id);
+        match socket.gate {
+            Gate::Proving if is_whole => self.release(desk, id),
+            Gate::Full if socket.waiting == 0 => socket.gate = Gate::Open,
+            Gate::Open | Gate::Proving | Gate::Full => {}
+        }
+    }
+
+    fn set_uncut(&mut self, errno: Errno) {
+        self.is_uncut_news |= self.uncut.is_none();
+        self.uncut.get_or_insert(errno);
     }
 
     /// A socket has room: what waits for it is started in order.
-    pub(super) fn ready(&mut self, driver: &mut Driver, id: SenderId) {
-        let mut started = 0;
-        self.take_waiting(id, |token| {
-            driver.start_send(token);
-            started += 1;
-        });
-        self.socket(id).in_flight += started;
+    pub(super) fn ready(
+        &mut self,
+        desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
+        id: SenderId,
+    ) {
+        if self.socket(id).gate == Gate::Full {
+            self.release(desk, id);
+        }
+    }
+
+    /// Opens a socket's gate and starts what waits for it, until the gate closes again.
+    fn release(&mut self, desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>, id: SenderId) {
+        self.socket(id).gate = Gate::Open;
+        let mut place = 0;
+        while self.socket(id).waiting > 0 && self.socket(id).gate == Gate::Open {
+            let Some(&Waiting { token, is_refused, .. }) = self.waiting.get(place) else {
+                break;
+            };
+            if token.queue != id.0 {
+                place += 1;
+                continue;
+            }
+            self.waiting.remove(place);
+            self.socket(id).waiting -= 1;
+            if is_refused || !self.can_segment() {
+                self.launch_singly(desk, token);
+            } else {
+                self.launch(desk.driver, token);
+            }
+        }
+    }
+
+    /// Starts each datagram of a prepared send by itself, from the same memory.
+    fn launch_singly(&mut self, desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>, token: Token) {
+        let Sending { endpoint, datagrams, .. } =
+            desk.driver.sending(token).expect("what waits is prepared");
+        if datagrams == 1 {
+            self.launch(desk.driver, token);
+            return;
+        }
+        for index in 0..datagrams {
+            match desk.driver.prepare_datagram(token, index) {
+                Ok(part) => {
+                    desk.prepared(endpoint);
+                    self.launch(desk.driver, part);
+                }
+                Err(reason) => {
+                    (desk.lost)(&Ended { endpoint, packets: 1, packet_bytes: 0 }, reason);
+                }
+            }
+        }
+        desk.finish(token);
     }
 
     /// Takes back what waits: each send that `is_over` says so of has been dropped by it.
     pub(super) fn abandon(&mut self, mut is_over: impl FnMut(Token) -> bool) {
+        self.take_back(|waiting| is_over(waiting.token));
+    }
+
+    fn take_back(&mut self, mut is_over: impl FnMut(&Waiting) -> bool) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|&token| {
-            let over = is_over(token);
+        waiting.retain(|other| {
+            let over = is_over(other);
             if over {
-                self.socket(SenderId(token.queue)).waiting -= 1;
+                self.socket(SenderId(other.token.queue)).waiting -= 1;
             }
             !over
         });
         self.waiting = waiting;
-    }
-
-    fn take_waiting(&mut self, id: SenderId, mut take: impl FnMut(Token)) {
-        self.waiting.retain(|&token| {
-            let other = token.queue != id.0;
-            if !other {
-                take(token);
-            }
-            other
-        });
-        self.socket(id).waiting = 0;
     }
 
     fn socket(&mut self, id: SenderId) -> &mut Socket {
@@ -362,215 +469,11 @@ impl Senders {
     }
 }
 
-/// Prepares the send of a job from `sender`, which [`Senders::find`] has named.
-///
-/// # Errors
-/// [`DropReason::NoBuffer`] when no slot is free.
-pub(super) fn prepare(
-    driver: &mut Driver,
-    sender: SenderId,
-    outer: &OuterPath,
-    job: &Job,
-    spans: &[Span],
-) -> Result<Token, DropReason> {
-    if sender == SenderId::RAW {
-        return prepare_raw_send(driver, outer, job, spans);
-    }
-    let remote = SocketAddrV4::new(outer.remote, GENEVE_PORT);
-    driver.prepare_send(sender, outer.local, remote, job, spans)
-}
-
-/// The same through the raw sender, which leaves the UDP header to us. An answer is one span.
-#[cold]
-fn prepare_raw_send(
-    driver: &mut Driver,
-    outer: &OuterPath,
-    job: &Job,
-    spans: &[Span],
-) -> Result<Token, DropReason> {
-    let &[Span { buffer, start, len }] = spans else {
-        return Err(DropReason::SendError);
-    };
-    let payload = start as usize..(start + len) as usize;
-    let bytes = driver.bytes_mut(buffer);
-    let start = path::prepend_udp_header(bytes, payload.clone(), outer)
-        .and_then(|start| u32::try_from(start).ok())
-        .ok_or(DropReason::SendError)?;
-    let len = u32::try_from(payload.end).expect("it was one") - start;
-    let span = Span { buffer, start, len };
-    let remote = SocketAddrV4::new(outer.remote, GENEVE_PORT);
-    driver.prepare_send(SenderId::RAW, outer.local, remote, job, &[span])
+/// A job that came to its end before it began.
+fn unstarted(job: &Job) -> Ended {
+    let Job { endpoint, packets, packet_bytes, .. } = *job;
+    Ended { endpoint, packets, packet_bytes }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-
-    use super::*;
-    use crate::path::plan::Group;
-    use crate::path::plan::Plan;
-    use crate::path::plan::SPANS_MAX;
-    use crate::path::plan::Target;
-    use crate::types::EndpointSlot;
-    use crate::uring::DriverPlan;
-    use crate::uring::Features;
-    use crate::uring::GroupPlan;
-
-    const TO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, GENEVE_PORT);
-
-    /// A driver that is never entered: what it starts stays in its submission queue.
-    fn driver() -> Driver {
-        let group = GroupPlan { offered: 4, count: 8, headroom_bytes: 0, filled_bytes: 100 };
-        let features = Features::probe().expect("the tests need io_uring");
-        Driver::new(DriverPlan {
-            submissions: 64,
-            completions_max: u32::MAX,
-            operations_max: 16,
-            udp: group,
-            tun: group,
-            senders_max: 4,
-            busy_poll_us: 0,
-            endpoints_max: 4,
-            features,
-        })
-        .unwrap()
-    }
-
-    /// Prepares a send for an endpoint from the receive socket.
-    fn send(driver: &mut Driver, slot: u16) -> Token {
-        let buffer = driver.take_buffer(Group::Tun).unwrap();
-        let mut plan = Plan::new(1, SPANS_MAX);
-        let span = Span { buffer, start: 0, len: 1 };
-        let endpoint = EndpointSlot(slot);
-        let target = Target::Gwi;
-        plan.push(Job { endpoint, target, packets: 1, packet_bytes: 1, datagram_bytes: 0 }, [span]);
-        let (job, spans) = plan.jobs().next().unwrap();
-        driver.prepare_send(SenderId::RECEIVER, *TO.ip(), TO, job, spans).unwrap()
-    }
-
-    fn waiting(senders: &Senders) -> Vec<Token> {
-        senders.waiting.iter().copied().collect()
-    }
-
-    /// The first of three sends of endpoints 0, 1 and 0 has found its socket full.
-    fn three_waiting(driver: &mut Driver) -> (Senders, [Token; 3]) {
-        let mut senders = Senders::new(4, 3);
-        let tokens = [0, 1, 0].map(|slot| send(driver, slot));
-        senders.start(driver, tokens[0]).unwrap();
-        assert_eq!(waiting(&senders), []);
-        senders.full(driver, tokens[0]).unwrap();
-        senders.start(driver, tokens[1]).unwrap();
-        senders.start(driver, tokens[2]).unwrap();
-        assert_eq!(waiting(&senders), tokens, "later ones queue behind the first");
-        (senders, tokens)
-    }
-
-    #[test]
-    fn a_full_socket_keeps_a_bounded_number_waiting_in_order() {
-        let mut driver = driver();
-        let (mut senders, _) = three_waiting(&mut driver);
-        let fourth = send(&mut driver, 0);
-        assert_eq!(senders.start(&mut driver, fourth), Err(DropReason::SendFull));
-        senders.ready(&mut driver, SenderId::RECEIVER);
-        assert_eq!(waiting(&senders), []);
-        assert_eq!(senders.receiver.in_flight, 3);
-    }
-
-    #[test]
-    fn one_that_got_through_drops_those_that_it_overtook() {
-        let mut driver = driver();
-        let (mut senders, tokens) = three_waiting(&mut driver);
-        senders.receiver.in_flight += 1;
-        let mut overtaken = Vec::new();
-        senders.ended(send(&mut driver, 0), true, |token| overtaken.push(token));
-        assert_eq!(overtaken, tokens);
-        assert!(senders.receiver.is_idle());
-    }
-
-    /// A loopback address of these tests alone.
-    const LOCAL: Ipv4Addr = Ipv4Addr::new(127, 60, 81, 7);
-
-    fn outer(remote_port: u16) -> OuterPath {
-        OuterPath { local: LOCAL, remote: *TO.ip(), remote_port }
-    }
-
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(100).after(Duration::from_millis(millis))
-    }
-
-    #[test]
-    fn a_port_leaves_the_raw_sender_only_when_nothing_is_under_way_there() {
-        let mut driver = driver();
-        let mut senders = Senders::new(1, 3);
-        let taken = UdpSocket::bind((LOCAL, 60_003)).unwrap();
-        let find = |senders: &mut Senders, driver: &Driver, port, millis| {
-            senders.find(driver, &outer(port), at(millis))
-        };
-        assert_eq!(find(&mut senders, &driver, 60_003, 0), Ok(SenderId::RAW));
-        drop(taken);
-        assert_eq!(find(&mut senders, &driver, 60_003, 9_999), Ok(SenderId::RAW));
-        let buffer = driver.take_buffer(Group::Tun).unwrap();
-        let mut plan = Plan::new(1, SPANS_MAX);
-        let span = Span { buffer, start: 8, len: 92 };
-        let (endpoint, target) = (EndpointSlot(0), Target::Outer(outer(60_003)));
-        let job = Job { endpoint, target, packets: 1, packet_bytes: 92, datagram_bytes: 92 };
-        plan.push(job, [span]);
-        let (job, spans) = plan.jobs().next().unwrap();
-        let sent = prepare(&mut driver, SenderId::RAW, &outer(60_003), job, spans).unwrap();
-        senders.start(&mut driver, sent).unwrap();
-        assert_eq!(find(&mut senders, &driver, 60_003, 10_000), Ok(SenderId::RAW));
-        let other = find(&mut senders, &driver, 60_004, 10_000);
-        assert_eq!(other, Err(DropReason::SendError), "the one place is not free before that");
-        senders.full(&mut driver, sent).unwrap();
-        assert_eq!(find(&mut senders, &driver, 60_003, 10_000), Ok(SenderId::RAW));
-        senders.ready(&mut driver, SenderId::RAW);
-        senders.ended(sent, true, |_| panic!("nothing waits"));
-        assert_eq!(find(&mut senders, &driver, 60_003, 10_000), Ok(SenderId(0)));
-        assert_eq!(find(&mut senders, &driver, 60_004, 10_000), Ok(SenderId(0)));
-        assert_eq!(find(&mut senders, &driver, 80, 10_000), Ok(SenderId::RAW), "never bound");
-        assert_eq!(find(&mut senders, &driver, 80, 60_000), Ok(SenderId::RAW));
-        assert_eq!(senders.take_refusal(), None);
-    }
-
-    #[test]
-    fn refusals_are_told_once_a_second_and_their_number_is_bounded() {
-        let driver = driver();
-        let mut senders = Senders::new(100, 3);
-        // Not an address of this host: a raw socket would not help.
-        let nowhere = OuterPath { local: Ipv4Addr::new(192, 0, 2, 1), ..outer(60_005) };
-        for (millis, told) in [(0, 1), (999, 0), (1000, 1)] {
-            let found = senders.find(&driver, &nowhere, at(millis));
-            assert_eq!(found, Err(DropReason::SendError));
-            let refusals = std::iter::from_fn(|| senders.take_refusal());
-            let errnos: Vec<_> = refusals.map(|refusal| refusal.errno).collect();
-            assert_eq!(errnos, vec![Errno::EADDRNOTAVAIL; told], "at {millis} ms");
-        }
-        for port in 2000..2050 {
-            let path = OuterPath { remote_port: port, ..nowhere };
-            senders.find(&driver, &path, at(2000)).unwrap_err();
-            if port < 2010 {
-                senders.take_refusal();
-            }
-        }
-        let left = std::iter::from_fn(|| senders.take_refusal()).count();
-        assert_eq!(left, REFUSALS_MAX - 10);
-    }
-
-    #[test]
-    fn an_endpoint_that_goes_takes_its_own_sends_along() {
-        let mut driver = driver();
-        let (mut senders, tokens) = three_waiting(&mut driver);
-        let mut dropped = Vec::new();
-        senders.abandon(|token| {
-            let over = driver.endpoint_of(token) == Some(EndpointSlot(0));
-            if over {
-                dropped.push(token);
-            }
-            over
-        });
-        assert_eq!(dropped, [tokens[0], tokens[2]]);
-        assert_eq!((waiting(&senders), senders.receiver.waiting), (vec![tokens[1]], 1));
-        senders.abandon(|_| true);
-        assert!(senders.receiver.is_idle() && waiting(&senders).is_empty());
-    }
-}
+mod tests;
