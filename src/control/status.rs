@@ -286,4 +286,22 @@ mod tests {
         assert_eq!(status.warnings(&[]), ["endpoint 1 again"]);
         assert_eq!(status.reasons(&[], later), [""; 0], "no reason to send flows elsewhere");
     }
+
+    #[test]
+    fn a_worker_that_cuts_by_itself_is_a_warning() {
+        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
+        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
+        let start = Moment::from_secs(100);
+        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
+        let problem = super::super::answers::uncut(WorkerId(3), crate::sys::Errno::EIO);
+        status.sends_uncut(WorkerId(3), problem);
+        status.judge(&[], start);
+        assert_eq!(
+            status.warnings(&[]),
+            ["worker 3 sends every packet by itself, which takes more CPU time: UDP_SEGMENT: \
+              I/O error: look for tx-checksumming in ethtool -k of the interface to the \
+              load balancer"]
+        );
+        assert_eq!(status.reasons(&[], start), [""; 0]);
+    }
 }

@@ -10,7 +10,9 @@
 //!
 //! Likewise the workers' rings: their memory is locked.
 
-/// Send sockets that a worker has at most.
+/// Send sockets that a worker has at most. Each is 6.7 KB of the kernel's memory, and every worker
+/// has its own: for all 16,384 ports that would be 110 MB a worker, to save a tenth of the CPU time
+/// that a packet takes which leaves through the raw sender instead (`udp18-16k` in benches/load).
 const SENDERS_MAX: u64 = 1024;
 
 /// Descriptors of the program as a whole: log, control, the health port with all its clients, and

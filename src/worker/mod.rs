@@ -654,13 +654,12 @@ impl Worker {
                     endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
                 }
             }
-            Outcome::Unsent => {
-                if let Some(errno) = senders.take_uncut() {
-                    path.stop_gathering();
-                    self.outbox.push_back(Event::SendsUncut(self.id, errno));
-                }
-            }
+            Outcome::Unsent => {}
             Outcome::Stray => cell.stray_completions.add(1),
+        }
+        if let Some(errno) = senders.take_uncut() {
+            path.stop_gathering();
+            self.outbox.push_back(Event::SendsUncut(self.id, errno));
         }
     }
 

@@ -12,9 +12,12 @@ use super::*;
 use crate::flow::HashSeed;
 use crate::flow::TablePlan;
 use crate::flow::Templates;
+use crate::path::plan::Span;
 use crate::stats::EndpointCell;
+use crate::sys::udp;
 use crate::types::EndpointId;
 use crate::types::Generation;
+use crate::types::OuterPath;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
 use crate::wire::Family;
@@ -342,5 +345,34 @@ fn what_is_readable_when_the_end_begins_is_still_sent() {
         bench.commands.post(Command::Stop).unwrap();
         bench.turn_until("the worker stops", |bench| bench.worker.is_stopped());
         assert_eq!(hosts.cell.to_gwlb.packets.get(), MANY);
+    }
+}
+
+#[test]
+fn what_the_kernel_will_not_cut_is_sent_all_the_same_and_told_once() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        udp::set_no_checksum(&bench.worker.receiver).unwrap();
+        let local = UdpSocket::from(bench.worker.receiver.try_clone().unwrap());
+        let std::net::IpAddr::V4(local) = local.local_addr().unwrap().ip() else { panic!("IPv4") };
+        let outer = OuterPath { local, remote: Ipv4Addr::LOCALHOST, remote_port: GENEVE_PORT };
+        for sends in 1..=2 {
+            let buffer = bench.worker.driver.take_buffer(Group::Tun).unwrap();
+            bench.worker.looked_into.push(buffer);
+            let job = Job {
+                endpoint: EndpointSlot(1),
+                target: Target::Outer(outer),
+                packets: 3,
+                packet_bytes: 300 - 3 * 40,
+                datagram_bytes: 110,
+            };
+            bench.worker.plan.push(job, [Span { buffer, start: 256, len: 300 }]);
+            bench.worker.execute();
+            bench.turn_until("all are sent", |_| hosts.cell.to_gwlb.packets.get() == 3 * sends);
+        }
+        assert_eq!(hosts.cell.to_gwlb.bytes.get(), 2 * 180);
+        assert_eq!(bench.worker.driver.in_flight(), 0);
+        let told: Vec<_> = bench.events.try_iter().collect();
+        assert!(matches!(told[..], [Event::SendsUncut(WorkerId(0), Errno::EINVAL)]), "{told:?}");
     }
 }

@@ -1,5 +1,5 @@
 //! Answers where the load balancer's source port cannot be had by binding it: another program has
-//! it, or it is below 1024.
+//! it, it is below 1024, or there are more of them than sockets.
 
 use std::net::Ipv4Addr;
 use std::net::UdpSocket;
@@ -9,6 +9,7 @@ use super::bytes;
 use super::hosts;
 use crate::sim::gwlb::Config;
 use crate::sim::layout::u16_at;
+use crate::support::clock::PATIENCE;
 use crate::support::clock::wait_until;
 use crate::support::engine::Engine;
 use crate::support::engine::PASSTHROUGH;
@@ -27,6 +28,70 @@ const ONLY_NET_ADMIN: [&str; 2] = ["setpriv", "--bounding-set=-all,+net_admin"];
 fn take_port(lab: &Lab, port: u16) -> UdpSocket {
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port));
     lab.topology.target().enter(bind).expect("a port")
+}
+
+/// A limit on open files that carries 256 send sockets for each of two workers, and an endpoint.
+const FEW_SOCKETS: &str = "ulimit -n 260; exec \"$@\"";
+
+/// Far more source ports than that.
+fn many_ports() -> Lab {
+    Lab::new(0, Config { port_first: 20_000, port_count: 4096, ..Config::default() })
+}
+
+/// Each packet of two thousand flows, which are as many ports but for a few, comes back; the
+/// simulator looks at the ports.
+fn exchange_on_many_ports(injector: &mut Injector) {
+    const FLOWS: u16 = 2048;
+    const IN_FLIGHT: u16 = 32;
+    for first in (0..FLOWS).step_by(IN_FLIGHT.into()) {
+        for flow in first..first + IN_FLIGHT {
+            injector.send(endpoint_id(0), &packets::udp(V4, (flow, 53), b"a port of its own"));
+        }
+        for number in 0..IN_FLIGHT {
+            let back = injector.receive(PATIENCE);
+            assert!(back.is_some(), "{number} of {IN_FLIGHT} from flow {first} on came back");
+        }
+    }
+    injector.assert_clean();
+}
+
+/// Lines of a table of sockets in the target's namespace.
+fn sockets(engine: &Engine, table: &str) -> usize {
+    let path = format!("/proc/{}/net/{table}", engine.pid());
+    std::fs::read_to_string(path).expect("/proc").lines().count() - 1
+}
+
+#[test]
+fn more_ports_than_sockets_are_answered_in_order() {
+    let lab = many_ports();
+    let args = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-p", "8080", "-j", "--workers", "2"];
+    let engine = Engine::start_under(&lab, &["sh", "-c", FEW_SOCKETS, "start"], &args);
+    let mut injector = lab.injector();
+    injector.exchange(endpoint_id(0), &packets::ping(V4, 1, b"the endpoint is there"));
+    for _ in 0..3 {
+        exchange_on_many_ports(&mut injector);
+    }
+    bytes::expect_order(&mut injector);
+    assert!(sockets(&engine, "udp") <= 2 + 2 * 260);
+    assert!((1..=2).contains(&sockets(&engine, "raw")), "one for each worker that needs it");
+    let page = engine.status();
+    assert_eq!(page["drops"].to_string(), "{}");
+}
+
+/// Without `CAP_NET_RAW` sockets are replaced all the time. It takes longer, and is as right.
+#[test]
+fn more_ports_than_sockets_without_a_raw_socket() {
+    let lab = many_ports();
+    let args = ["-c", PASSTHROUGH, "-r", PASSTHROUGH, "-p", "8080", "-j", "--workers", "2"];
+    let wrapper = [&["sh", "-c", FEW_SOCKETS, "start"], &ONLY_NET_ADMIN[..]].concat();
+    let engine = Engine::start_under(&lab, &wrapper, &args);
+    let mut injector = lab.injector();
+    injector.exchange(endpoint_id(0), &packets::ping(V4, 1, b"the endpoint is there"));
+    for _ in 0..2 {
+        exchange_on_many_ports(&mut injector);
+    }
+    assert_eq!(sockets(&engine, "raw"), 0);
+    assert_eq!(engine.drops("send_error"), 0);
 }
 
 /// Packets of many sizes come back in outer packets as the ordinary way makes them.

@@ -434,6 +434,23 @@ fn what_the_kernel_cuts_goes_alone_only_once() {
     assert!(rig.senders.can_segment() && rig.lost.is_empty());
 }
 
+/// More wait behind the first send that the kernel shall cut than may wait.
+#[test]
+fn nothing_is_dropped_for_the_sake_of_the_first_cut() {
+    private_loopback();
+    let mut rig = Rig::new(2, 2);
+    let jobs: Vec<_> = (0..6).map(|n| (outer(60_000), numbered(10 * n, 3))).collect();
+    rig.send(0, &jobs, at(0));
+    let started = rig.started();
+    assert_eq!((started.len(), rig.lost.len()), (6, 0));
+    let ages: Vec<_> = started.iter().map(|&t| rig.driver.sending(t).unwrap().age).collect();
+    assert!(ages.is_sorted(), "{ages:?}");
+    for token in started {
+        assert!(matches!(rig.complete(token, Ok(60)), Outcome::Sent(_)));
+    }
+    assert!(rig.senders.sockets[0].is_idle() && rig.lost.is_empty());
+}
+
 /// Before Linux 6.14, `EINVAL` may also say that the datagrams are too long for the link.
 #[test]
 fn what_is_too_long_does_not_end_the_cutting() {
