@@ -50,6 +50,7 @@ use crate::uring::DriverPlan;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
 use crate::uring::received;
+use crate::wire::checksum;
 use crate::wire::udp as wire_udp;
 use crate::wire::virtio_net;
 use crate::worker::OPERATIONS_MAX;
@@ -107,7 +108,7 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
     let proven = prove(&mut settings, ram_bytes)?;
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
-    announce_features(proven.driver, &log);
+    announce_features(proven.driver, settings.offload, &log);
     spreading::announce(&proven.spreading, &log);
     let result = run_proven(settings, proven, &log);
     if result.is_ok() {
@@ -118,7 +119,7 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
 }
 
 /// Says what the kernel can do, and what was asked for in vain.
-fn announce_features(plan: DriverPlan, log: &Log) {
+fn announce_features(plan: DriverPlan, offload: Offload, log: &Log) {
     let DriverPlan { features, busy_poll_us, .. } = plan;
     let Features { defer_taskrun, read_multishot, busy_poll } = features;
     log.line(
@@ -128,6 +129,17 @@ fn announce_features(plan: DriverPlan, log: &Log) {
             "io_uring: deferred task work {}, multishot TUN read {}.",
             if defer_taskrun { "yes" } else { "no" },
             if read_multishot { "yes" } else { "no: poll and read instead" },
+        ),
+    );
+    let on: Vec<_> =
+        offload.pieces().into_iter().filter_map(|(name, on)| on.then_some(name)).collect();
+    log.line(
+        Section::Core,
+        Level::Info,
+        format_args!(
+            "Offloads: {}; checksums by {}.",
+            if on.is_empty() { "none".to_owned() } else { on.join(" ") },
+            checksum::Implementation::detected(),
         ),
     );
     if busy_poll_us > 0 && !busy_poll {

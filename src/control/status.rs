@@ -18,8 +18,10 @@ use crate::stats::Page;
 use crate::stats::WorkerRow;
 use crate::types::EndpointId;
 use crate::types::Moment;
+use crate::types::Offload;
 use crate::types::Side;
 use crate::types::WorkerId;
+use crate::wire::checksum;
 use crate::worker::mailbox::Policy;
 
 /// A worker without a turn for so long does not work. Idle workers turn four times a second.
@@ -68,6 +70,7 @@ pub(super) struct Status {
     pub(super) answers: Answers,
     /// How datagrams are spread.
     pub(super) spread: Spread,
+    offload: Offload,
 }
 
 #[derive(Debug)]
@@ -102,6 +105,7 @@ impl Status {
             endpoints: BTreeMap::new(),
             answers: Answers::default(),
             spread: Spread::new(spreading),
+            offload: settings.offload,
         }
     }
 
@@ -239,6 +243,8 @@ impl Status {
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
             warnings: self.warnings(workers),
+            offload: self.offload,
+            checksum: checksum::Implementation::detected().to_string(),
             steering: self.spread.row(workers),
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,

@@ -12,6 +12,7 @@ use crate::types::EndpointId;
 use crate::types::FlowKind;
 use crate::types::LinkName;
 use crate::types::Moment;
+use crate::types::Offload;
 use crate::types::Side;
 
 /// The page's content at one moment.
@@ -32,6 +33,10 @@ pub struct Page {
     pub tcp_idle: Duration,
     /// Time after which any other idle flow is forgotten.
     pub other_idle: Duration,
+    /// Which packets are handled as one.
+    pub offload: Offload,
+    /// By which instructions checksums are added up.
+    pub checksum: String,
     /// How packets find their worker; nothing if there is only one.
     pub steering: Option<SteeringRow>,
     /// The workers, by number.
@@ -152,6 +157,20 @@ impl Page {
         }
     }
 
+    /// What all workers asked of the kernel, by name. Set against the numbers of packets it says
+    /// how many travelled as one.
+    pub fn operations(&self) -> [(&'static str, u64); 4] {
+        let sum = |count: fn(&WorkerSnapshot) -> u64| {
+            self.workers.iter().map(|worker| count(&worker.counters)).sum()
+        };
+        [
+            ("gwiWrites", sum(|counters| counters.gwi_writes)),
+            ("receives", sum(|counters| counters.receives)),
+            ("sends", sum(|counters| counters.sends)),
+            ("tunReads", sum(|counters| counters.tun_reads)),
+        ]
+    }
+
     /// Packets that came back to another worker than their own: no fewer than this.
     pub fn foreign(&self) -> u64 {
         self.endpoints.iter().map(|endpoint| endpoint.counters.foreign).sum()
@@ -207,6 +226,7 @@ pub(super) mod tests {
         endpoint.flows_timed_out = endpoint.counters.flows_removed;
         let worker = crate::stats::WorkerCell::default();
         worker.datagrams.count(1540);
+        worker.receives.add(7);
         worker.drops.add(DropReason::Short, 3);
         worker.drops.add(DropReason::TunFull, 1);
         Page {
@@ -217,6 +237,8 @@ pub(super) mod tests {
             hook_failures: 6,
             tcp_idle: Duration::from_secs(350),
             other_idle: Duration::from_mins(2),
+            offload: Offload { tun_uso: false, ..Offload::ALL },
+            checksum: "avx2".to_owned(),
             steering: Some(SteeringRow {
                 receive: "outer",
                 outer_paths: 3,

@@ -10,12 +10,13 @@
 //! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops` and
-//! `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each endpoint.
-//! Drops are objects of reason and count; only reasons that occurred are listed.
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`, `offload`
+//! and `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each
+//! endpoint. Drops are objects of reason and count; only reasons that occurred are listed.
 
 use std::time::Duration;
 
+use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
@@ -51,12 +52,23 @@ fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
         "enis": enis,
         "healthy": page.healthy,
         "hookFailures": page.hook_failures,
+        "offload": offload(page),
         "reasons": page.reasons,
         "steering": page.steering.as_ref().map(|row| steering(page, row)),
         "udp": { "UDPPacketReceiver": { "portNumber": GENEVE_PORT, "threads": threads } },
         "version": page.version,
         "warnings": page.warnings,
     })
+}
+
+fn offload(page: &Page) -> Value {
+    let pieces = page.offload.pieces().into_iter();
+    let pieces: Map<_, _> = pieces.map(|(name, on)| (name.to_owned(), on.into())).collect();
+    let mut offload = json!({ "checksum": page.checksum, "pieces": pieces });
+    for (name, count) in page.operations() {
+        offload[name] = count.into();
+    }
+    offload
 }
 
 fn steering(page: &Page, row: &SteeringRow) -> Value {
@@ -182,7 +194,7 @@ fn drops(drops: &DropsSnapshot) -> Value {
     drops
         .occurred()
         .map(|(reason, count)| (reason.name().to_owned(), Value::from(count)))
-        .collect::<serde_json::Map<_, _>>()
+        .collect::<Map<_, _>>()
         .into()
 }
 
@@ -213,6 +225,9 @@ mod tests {
             r#""v6FlowCache":[["cacheName","IPv6 Flow Cache for ENI 00123456789abcdef"],"#,
             r#"["size",31],["timedOut",18],"idleTimeoutSecs",350]}],"#,
             r#""healthy":false,"hookFailures":6,"#,
+            r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
+            r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
+            r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0},"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
             r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
             r#""receive":"outer","starving":[1,2]},"#,
@@ -256,6 +271,9 @@ mod tests {
             r#""cacheName":"IPv6 UDP Flow Cache for GWLBe vpce-00123456789abcdef","#,
             r#""idleTimeoutSecs":120,"size":11,"timedOut":6}}],"#,
             r#""healthy":false,"hookFailures":6,"#,
+            r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
+            r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
+            r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0},"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
             r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
             r#""receive":"outer","starving":[1,2]},"#,

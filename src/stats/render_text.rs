@@ -11,6 +11,7 @@ use super::page::SteeringRow;
 use crate::types::EndpointId;
 use crate::types::FlowKind;
 use crate::types::GENEVE_PORT;
+use crate::types::Offload;
 use crate::types::Side;
 
 /// Renders the page in the words of 3.0.
@@ -56,6 +57,7 @@ fn write_page(
         write_endpoint(out, page, endpoint)?;
     }
     // Ours, and after everything that scripts know: what is wrong, and what might be.
+    write_offload(out, page)?;
     if let Some(steering) = &page.steering {
         let SteeringRow { receive, outer_paths, queues, .. } = steering;
         writeln!(
@@ -73,6 +75,21 @@ fn write_page(
     }
     out.write_str("\n</body></html>")?;
     Ok(html)
+}
+
+fn write_offload(out: &mut String, page: &Page) -> fmt::Result {
+    write!(out, "Offloads:")?;
+    for (name, _) in page.offload.pieces().into_iter().filter(|(_, on)| *on) {
+        write!(out, " {name}")?;
+    }
+    if page.offload == Offload::NONE {
+        write!(out, " none")?;
+    }
+    write!(out, "; checksums by {}.", page.checksum)?;
+    for (name, count) in page.operations() {
+        write!(out, " {name} {count}")?;
+    }
+    writeln!(out)
 }
 
 fn write_endpoint(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt::Result {
@@ -222,6 +239,8 @@ mod tests {
              just timed out (idle timeout is 350 seconds).\n\
              IPv6 Flow Cache for ENI 00123456789abcdef : Contains 31 elements, of which 18 were \
              just timed out (idle timeout is 350 seconds).\n\
+             Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
+             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
@@ -267,6 +286,8 @@ mod tests {
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
              IPv6 Other Flow Cache for GWLBe vpce-00123456789abcdef : Contains 13 elements, \
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
+             Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
+             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\

@@ -3,7 +3,7 @@
 /// The pieces that let one system call, and one pass through the kernel, carry many packets. Each
 /// may be switched off, by the operator or because the kernel cannot, and every packet still comes
 /// out byte for byte as without it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Offload {
     /// The kernel merges datagrams of one outer path before we receive them (`UDP_GRO`, udp(7)).

@@ -100,13 +100,13 @@ const DRAIN_MAX: Duration = Duration::from_millis(200);
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Writes and sends that are planned before they are started, and the spans of all of them. There
-/// are twice as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when the
-/// next one looks.
+/// are four times as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when
+/// the next one looks, and a send that nobody cuts for us takes a slot for each of its datagrams.
 const JOBS_MAX: usize = 1024;
 const SPANS_PLANNED_MAX: usize = 16_384;
 
 /// Most writes and sends in flight.
-pub const OPERATIONS_MAX: u32 = 2048;
+pub const OPERATIONS_MAX: u32 = 4096;
 
 /// Completions of a turn that make it a busy one: what a multishot operation hands over in one go.
 const BUSY_COMPLETIONS: usize = 32;

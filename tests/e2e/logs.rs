@@ -38,6 +38,9 @@ fn a_whole_life_word_for_word() {
     assert_eq!(engine.wait().code(), Some(0));
     let features = lines(&engine).remove(1);
     assert!(features.starts_with("gwlbtun(core,info) : : io_uring: "), "{features}");
+    // What they are depends on the kernel and the processor.
+    let offloads = lines(&engine).remove(2);
+    assert!(offloads.starts_with("gwlbtun(core,info) : : Offloads: "), "{offloads}");
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
         lines(&engine),
@@ -45,6 +48,7 @@ fn a_whole_life_word_for_word() {
             "gwlbtun Logger(core,important) : : Logging thread started. Configuration:core=info  \
              udp=info  geneve=info  tunnel=info  healthcheck=info  ",
             &features,
+            &offloads,
             "gwlbtun(core,info) : : Steering: datagrams by their outer path, while that gives all \
              work, queues by a program.",
             &format!(
