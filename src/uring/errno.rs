@@ -85,11 +85,11 @@ fn send(errno: Errno) -> Verdict {
 
 /// Whether a send of many datagrams, which the kernel shall cut, may succeed as a send of each.
 ///
-/// `EIO`: the way out computes no checksums (until Linux 6.11). `EINVAL`: the socket computes none,
-/// or, until 6.14, a datagram is too long for the link, which is `EMSGSIZE` since (`udp_send_skb`,
-/// net/ipv4/udp.c). The last datagram may be short enough then.
+/// `EIO`: the way out computes no checksums (until Linux 6.11). `EINVAL`: the socket computes none.
+/// `EMSGSIZE`, and `EINVAL` until 6.14: a datagram is too long for the link (`udp_send_skb`,
+/// net/ipv4/udp.c), but the last one may be short enough.
 pub fn may_go_singly(errno: Errno) -> bool {
-    matches!(errno, Errno::EIO | Errno::EINVAL)
+    matches!(errno, Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE)
 }
 
 #[cfg(test)]
@@ -113,7 +113,7 @@ mod tests {
         for (errno, may) in [
             (Errno::EIO, true),
             (Errno::EINVAL, true),
-            (Errno::EMSGSIZE, false),
+            (Errno::EMSGSIZE, true),
             (Errno::EAGAIN, false),
             (Errno::ENETUNREACH, false),
         ] {

@@ -309,9 +309,10 @@ impl Senders {
         };
         let is_refused = sending.datagrams > 1 && may_go_singly(errno);
         if is_refused || verdict(Operation::Send, errno) == Verdict::Wait {
-            if is_refused && errno == Errno::EIO {
+            // Otherwise the socket is full, or datagrams are too long, perhaps not the last one.
+            if errno == Errno::EIO {
                 self.set_uncut(errno);
-            } else if is_refused {
+            } else if errno == Errno::EINVAL {
                 self.suspicion = Some(errno);
             }
             self.hold_back(desk, token, is_refused);
