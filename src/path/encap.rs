@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
+
 use super::Path;
 use super::batch::Batch;
 use super::coalesce::FLOWS_MAX;
@@ -11,7 +13,7 @@ use super::plan::Buffers;
 use super::plan::PACKETS_MAX;
 use super::plan::Plan;
 use super::plan::Span;
-use super::sends::Parts;
+use super::sends::Datagram;
 use super::sends::Sends;
 use crate::flow::FlowKey;
 use crate::flow::HEADER_BYTES_MAX;
@@ -203,9 +205,12 @@ impl<B: Buffers> Returning<'_, B> {
             .write_before(stored.template, stored.cookie, room)
             .ok_or(Unsent::Dropped(DropReason::FlowUnknown, 1))?;
         let datagram = span(self.frame.buffer, at.start - header_bytes..at.end);
-        let parts = Parts::from_iter([datagram]);
-        let slot = self.endpoint.endpoint.slot;
-        self.sends.take(slot, stored.outer, &parts, length(at.len()), self.plan);
+        let datagram = Datagram {
+            parts: ArrayVec::from_iter([datagram]),
+            packet_bytes: length(at.len()),
+            is_end: false,
+        };
+        self.sends.take(self.endpoint.endpoint.slot, stored.outer, &datagram, self.plan);
         Ok(())
     }
 
@@ -253,9 +258,12 @@ impl<B: Buffers> Returning<'_, B> {
         let out = &mut self.buffers.bytes_mut(scratch)[room.clone()];
         out[..header.len()].copy_from_slice(header);
         segmenter.write(number, sum, &mut out[header.len()..]);
-        let packet_bytes = length(segmenter.headers_bytes() + payload.len());
-        let parts = Parts::from([span(scratch, room), span(self.frame.buffer, payload)]);
-        self.sends.take(self.endpoint.endpoint.slot, outer, &parts, packet_bytes, self.plan);
+        let datagram = Datagram {
+            packet_bytes: length(segmenter.headers_bytes() + payload.len()),
+            parts: ArrayVec::from([span(scratch, room), span(self.frame.buffer, payload)]),
+            is_end: number > 0 && number + 1 == segmenter.segments(),
+        };
+        self.sends.take(self.endpoint.endpoint.slot, outer, &datagram, self.plan);
         Some(())
     }
 }

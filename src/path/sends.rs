@@ -1,9 +1,11 @@
 //! Gathering on the way out: datagrams of one size for one outer path share a send.
 //!
 //! The segments of a super-packet, the acknowledgments of a download, the packets of a call: the
-//! kernel takes up to 64 of them at once and cuts them apart (`UDP_SEGMENT`). A datagram that is
-//! shorter than the ones before it ends its send, a longer one begins the next; at the end of the
-//! batch every send is closed. Datagrams of one path stay in order.
+//! kernel takes up to 64 of them at once and cuts them apart (`UDP_SEGMENT`). The last one may be
+//! shorter, if it is the end of a super-packet whose other segments are in the send: where the
+//! link refuses those for their length, nobody else's packet is refused with them. Any other
+//! length begins the next send; at the end of the batch every send is closed. Datagrams of one path
+//! stay in order.
 //!
 //! ```text
 //!   frame from gwo   │virtio│IP TCP│ payload 1 │ payload 2 │ payload 3 │
@@ -32,8 +34,16 @@ use crate::wire::udp;
 /// Sends that one batch keeps open. With more in one batch it is worked off in parts.
 pub(super) const OPEN_MAX: u16 = 256;
 
-/// Spans of one datagram: its headers and its payload.
-pub(super) type Parts = ArrayVec<Span, 2>;
+/// One datagram.
+#[derive(Clone, Debug)]
+pub(super) struct Datagram {
+    /// Its spans: all of it, or its headers and its payload.
+    pub(super) parts: ArrayVec<Span, 2>,
+    /// Length of its inner packet.
+    pub(super) packet_bytes: u32,
+    /// Whether it is the end of the super-packet that the datagram before it is of.
+    pub(super) is_end: bool,
+}
 
 /// A send that may still grow.
 #[derive(Debug, Default)]
@@ -77,26 +87,26 @@ impl Sends {
         (self.open.len(), self.spans)
     }
 
-    /// Takes a datagram whose inner packet has `packet_bytes` bytes.
+    /// Takes a datagram.
     #[inline]
     pub(super) fn take(
         &mut self,
         slot: EndpointSlot,
         outer: OuterPath,
-        parts: &Parts,
-        packet_bytes: u32,
+        datagram: &Datagram,
         plan: &mut Plan,
     ) {
+        let Datagram { parts, packet_bytes, is_end } = datagram;
         let bytes: usize = parts.iter().map(|span| span.len as usize).sum();
         if !self.gathers {
-            plan.push(job(slot, outer, 1, packet_bytes, bytes), parts.iter().copied());
+            plan.push(job(slot, outer, 1, *packet_bytes, bytes), parts.iter().copied());
             return;
         }
         let place = match self.open.find(&(slot, outer)) {
             Some(place) => place,
             None => self.enter(slot, outer, plan),
         };
-        if !self.open.at(place).takes(bytes) {
+        if !self.open.at(place).takes(bytes, *is_end) {
             self.close(place, plan);
         }
         let open = self.open.at(place);
@@ -168,9 +178,9 @@ impl Sends {
 
 impl Open {
     /// Whether a datagram of this length may follow.
-    fn takes(&self, bytes: usize) -> bool {
+    fn takes(&self, bytes: usize, is_end: bool) -> bool {
         !self.is_over
-            && bytes <= self.datagram_bytes
+            && (bytes == self.datagram_bytes || is_end && bytes < self.datagram_bytes)
             && (self.packets as usize) < PACKETS_MAX
             && self.send_bytes + bytes <= SEND_BYTES_MAX
     }

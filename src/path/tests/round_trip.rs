@@ -151,8 +151,8 @@ fn frames(bench: &mut Bench) -> Vec<Vec<u8>> {
     frames
 }
 
-/// The frames are read again, as one batch. Returns the datagrams that leave.
-fn leave(bench: &mut Bench, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+/// The frames are read again, as one batch.
+fn read_all(bench: &mut Bench, frames: &[Vec<u8>]) {
     bench.buffers = TestBuffers::default();
     for (number, bytes) in (1000_u16..).zip(frames) {
         let buffer = BufferId::new(Group::Tun, number);
@@ -162,6 +162,11 @@ fn leave(bench: &mut Bench, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         bench.path.encap(LIFE.slot, &frame, NOW, &mut bench.buffers, &mut bench.plan);
     }
     bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
+}
+
+/// The frames are read again. Returns the datagrams that leave.
+fn leave(bench: &mut Bench, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    read_all(bench, frames);
     let mut datagrams = Vec::new();
     for (job, spans) in bench.plan.jobs() {
         let bytes = bench.buffers.gather(spans);
@@ -268,23 +273,26 @@ fn a_frame_holds_no_more_than_one_send_carries_back() {
     assert_eq!(merged(&vec![step(1, 1); 130]), [64, 64, 2]);
 }
 
-#[test]
-fn equal_datagrams_share_a_send_and_a_shorter_one_ends_it() {
-    let mut bench = Bench::with(Offload { tcp_coalescing: false, ..Offload::ALL });
-    let sizes = [100, 100, 100, 40, 100, 200, 200];
-    arrive(&mut bench, &sizes.map(|size| step(1, size)));
+/// How many datagrams each send holds that these packets come back in, and of which length.
+fn sends(steps: &[Step], offload: Offload) -> Vec<(u32, u16)> {
+    let mut bench = Bench::with(offload);
+    arrive(&mut bench, steps);
     let frames = frames(&mut bench);
-    bench.buffers = TestBuffers::default();
-    for (number, bytes) in (0_u16..).zip(&frames) {
-        let buffer = BufferId::new(Group::Tun, number);
-        bench.buffers.put(buffer, [&[0xee; 320][..], bytes].concat());
-        let frame = Frame { buffer, frame: 320..320 + bytes.len(), side: Side::Gwi };
-        bench.path.encap(LIFE.slot, &frame, NOW, &mut bench.buffers, &mut bench.plan);
-    }
-    bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
-    let sends: Vec<_> =
-        bench.plan.jobs().map(|(job, _)| (job.packets, job.datagram_bytes)).collect();
-    assert_eq!(sends, [(4, 180), (1, 180), (2, 280)]);
+    read_all(&mut bench, &frames);
+    bench.plan.jobs().map(|(job, _)| (job.packets, job.datagram_bytes)).collect()
+}
+
+#[test]
+fn datagrams_of_one_length_share_a_send() {
+    let sizes = [100, 100, 100, 40, 100, 200, 200].map(|size| step(1, size));
+    let single = Offload { tcp_coalescing: false, ..Offload::ALL };
+    assert_eq!(sends(&sizes, single), [(3, 180), (1, 120), (1, 180), (2, 280)]);
+    // The end of a super-packet may be shorter; segments of several make up a send.
+    let sizes = [(1, 100), (1, 100), (2, 100), (2, 100), (2, 40), (1, 100), (2, 100)];
+    let steps = sizes.map(|(flow, size)| step(flow, size));
+    assert_eq!(sends(&steps, Offload::ALL), [(3, 180), (4, 180)]);
+    let alone = Offload { udp_gso: false, ..Offload::ALL };
+    assert_eq!(sends(&[step(1, 100), step(1, 100)], alone), [(1, 180); 2]);
 }
 
 /// A frame that would need more headers than there are buffers for loses the rest, counted.
