@@ -77,8 +77,16 @@ struct Waiting {
     token: Token,
     /// See [`Sending::age`].
     age: u64,
-    /// The kernel would not cut it.
-    is_refused: bool,
+    /// Why the kernel would not cut it, if it would not.
+    refused: Option<Errno>,
+}
+
+impl Waiting {
+    /// Why its packets are lost if it is overtaken.
+    fn overtaken(&self) -> DropReason {
+        let reason = |errno| super::drop_reason(Operation::Send, errno);
+        self.refused.map_or(DropReason::SendFull, reason)
+    }
 }
 
 /// What becomes of a completed send.
@@ -261,7 +269,7 @@ impl Senders {
         if self.socket(id).gate == Gate::Open {
             self.launch(desk.driver, token);
         } else {
-            self.enqueue(desk, token, false);
+            self.enqueue(desk, token, None);
         }
     }
 
@@ -280,7 +288,7 @@ impl Senders {
         &mut self,
         desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
         token: Token,
-        is_refused: bool,
+        refused: Option<Errno>,
     ) {
         if self.waiting.len() >= self.waiting_max {
             desk.drop_send(token, DropReason::SendFull);
@@ -289,7 +297,7 @@ impl Senders {
         let age = desk.driver.sending(token).expect("it is prepared").age;
         let before = self.waiting.iter().rposition(|other| other.age <= age);
         let place = before.map_or(0, |before| before + 1);
-        self.waiting.insert(place, Waiting { token, age, is_refused });
+        self.waiting.insert(place, Waiting { token, age, refused });
         self.socket(SenderId(token.queue)).waiting += 1;
     }
 
@@ -315,7 +323,7 @@ impl Senders {
             } else if errno == Errno::EINVAL {
                 self.suspicion = Some(errno);
             }
-            self.hold_back(desk, token, is_refused);
+            self.hold_back(desk, token, is_refused.then_some(errno));
         } else {
             self.ended(desk, token, &sending, false);
             desk.drop_send(token, super::drop_reason(Operation::Send, errno));
@@ -329,7 +337,7 @@ impl Senders {
         &mut self,
         desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
         token: Token,
-        is_refused: bool,
+        refused: Option<Errno>,
     ) {
         let id = SenderId(token.queue);
         let socket = self.socket(id);
@@ -338,7 +346,7 @@ impl Senders {
             socket.gate = Gate::Full;
             desk.driver.arm_send_ready(id);
         }
-        self.enqueue(desk, token, is_refused);
+        self.enqueue(desk, token, refused);
     }
 
     /// A send is over, and its datagrams have left if `sent`. If others of its socket wait although
@@ -367,7 +375,7 @@ impl Senders {
             self.take_back(|other| {
                 let over = overtaken(other);
                 if over {
-                    desk.drop_send(other.token, DropReason::SendFull);
+                    desk.drop_send(other.token, other.overtaken());
                 }
                 over
             });
@@ -401,7 +409,7 @@ impl Senders {
         self.socket(id).gate = Gate::Open;
         let mut place = 0;
         while self.socket(id).waiting > 0 && self.socket(id).gate == Gate::Open {
-            let Some(&Waiting { token, is_refused, .. }) = self.waiting.get(place) else {
+            let Some(&Waiting { token, refused, .. }) = self.waiting.get(place) else {
                 break;
             };
             if token.queue != id.0 {
@@ -410,7 +418,7 @@ impl Senders {
             }
             self.waiting.remove(place);
             self.socket(id).waiting -= 1;
-            if is_refused || !self.can_segment() {
+            if refused.is_some() || !self.can_segment() {
                 self.launch_singly(desk, token);
             } else {
                 self.launch(desk.driver, token);
