@@ -2,8 +2,14 @@
 //! hosts and a target that is right by construction.
 
 use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::process::Command;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
 
 use crate::sim::golden;
 use crate::sim::golden::Golden;
@@ -17,7 +23,11 @@ use crate::sim::layout::Outer;
 use crate::sim::netns::SERVER_V4;
 use crate::sim::netns::SERVER_V6;
 use crate::sim::report::Breach;
+use crate::support::clock::PATIENCE;
 use crate::support::lab::Lab;
+use crate::support::lab::endpoint_id;
+use crate::support::ledger::Ledger;
+use crate::support::ledger::Order;
 use crate::support::mirror::Mirror;
 use crate::support::packets;
 use crate::support::packets::V4;
@@ -320,4 +330,68 @@ fn real_hosts_talk_through_a_target_that_is_right() {
     let report = simulator.report();
     assert!(report.returned >= 2 * 2 * 6, "{}", report.to_json());
     simulator.stop_clean();
+}
+
+/// A socket that takes merged datagrams in the target, and how many reads it needs for what comes.
+fn reads_of_a_burst(lab: &Lab, datagrams: u16) -> usize {
+    let bind = || UdpSocket::bind((lab.config.target, layout::GENEVE_PORT));
+    let socket = lab.topology.target().enter(bind).expect("port 6081");
+    setsockopt(&socket, sockopt::UdpGroSegment, &true).expect("UDP_GRO");
+    socket.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
+    let mut injector = lab.injector();
+    for _ in 0..datagrams {
+        injector.send(endpoint_id(0), &packets::udp(V4, (1, 2), b"one of many"));
+    }
+    let datagram_bytes = 40 + 28 + b"one of many".len();
+    let (mut buffer, mut reads, mut bytes) = (vec![0; 65536], 0, 0);
+    while bytes < usize::from(datagrams) * datagram_bytes {
+        bytes += socket.recv(&mut buffer).expect("the burst arrives");
+        reads += 1;
+    }
+    reads
+}
+
+#[test]
+fn a_link_that_merges_does() {
+    const BURST: u16 = 100;
+    let plain = reads_of_a_burst(&Lab::new(0, Config::default()), BURST);
+    assert_eq!(plain, usize::from(BURST));
+    let merged = reads_of_a_burst(&Lab::with_gro(0, Config::default()), BURST);
+    assert!(merged < usize::from(BURST), "{merged} reads");
+    let without = Config { outer_checksum: false, ..Config::default() };
+    let unmerged = reads_of_a_burst(&Lab::with_gro(0, without), BURST);
+    assert_eq!(unmerged, usize::from(BURST), "without a checksum nothing may be merged");
+}
+
+#[test]
+fn a_ledger_wants_every_packet_once_unchanged_and_in_order() {
+    let packet = |flow, number: u8| packets::udp(V4, (flow, 53), &[number]);
+    let ledger = |order| {
+        let mut ledger = Ledger::new(order);
+        for number in 0..3 {
+            ledger.sent(ENDPOINT, &packet(1, number));
+            ledger.sent(ENDPOINT, &packet(2, number));
+        }
+        ledger
+    };
+    let judge = |order, returns: &[Vec<u8>]| {
+        let mut ledger = ledger(order);
+        let attempt = AssertUnwindSafe(|| {
+            for packet in returns {
+                ledger.came_back(ENDPOINT, packet);
+            }
+            ledger.on_their_way()
+        });
+        catch_unwind(attempt).ok()
+    };
+    let other_flow_first = [packet(2, 0), packet(2, 1), packet(1, 0)];
+    assert_eq!(judge(Order::Kept, &other_flow_first), Some(3));
+    let overtaking = [packet(1, 1), packet(1, 0)];
+    assert_eq!(judge(Order::Kept, &overtaking), None);
+    assert_eq!(judge(Order::Free, &overtaking), Some(4));
+    assert_eq!(judge(Order::Free, &[packet(1, 0), packet(1, 0)]), None, "twice");
+    assert_eq!(judge(Order::Free, &[packet(3, 0)]), None, "of nobody");
+    let mut changed = packet(1, 0);
+    changed[28] ^= 1;
+    assert_eq!(judge(Order::Free, &[changed]), None);
 }

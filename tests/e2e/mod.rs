@@ -18,6 +18,7 @@
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`steering`] | which worker gets a packet |
+//! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
 
 mod bytes;
@@ -36,4 +37,5 @@ mod reference_bugs;
 mod senders;
 mod start;
 mod steering;
+mod transparency;
 mod truth;

@@ -256,6 +256,15 @@ impl Gwlb {
         }
     }
 
+    /// Gives the flow that `inner` belongs to another cookie from now on. What was sent under the
+    /// old one is still accepted back for a while.
+    pub(crate) fn change_cookie(&mut self, endpoint: u64, inner: &[u8]) {
+        let key = layout::inner_tuple(inner).map(|tuple| flow_key(endpoint, tuple).0);
+        if let Some(flow) = key.and_then(|key| self.flows.get_mut(&key)) {
+            flow.incarnation += 1;
+        }
+    }
+
     fn flow(&mut self, key: FlowKey, lane: usize, from: Host) -> &mut Flow {
         assert!(self.flows.len() < FLOWS_MAX, "too many flows");
         self.endpoints.insert(key.endpoint);

@@ -182,7 +182,7 @@ pub(crate) fn geneve(payload: &[u8]) -> Option<Geneve<'_>> {
 pub(crate) type End = (IpAddr, u16);
 
 /// What a load balancer hashes: protocol, source and destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tuple {
     pub(crate) protocol: u8,
     pub(crate) src: End,
@@ -220,8 +220,9 @@ fn ipv6_tuple(packet: &[u8]) -> Option<Tuple> {
     // Hop-by-hop 0, routing 43, fragment 44, destination options 60 (RFC 8200 §4).
     while matches!(protocol, 0 | 43 | 44 | 60) && !is_fragment {
         let header = packet.get(behind..behind + 8)?;
-        is_fragment = protocol == 44;
-        behind += if is_fragment { 8 } else { 8 + usize::from(header[1]) * 8 };
+        // An atomic fragment is a whole packet (RFC 6946).
+        is_fragment = protocol == 44 && u16_at(header, 2) & 0xfff9 != 0;
+        behind += if protocol == 44 { 8 } else { 8 + usize::from(header[1]) * 8 };
         protocol = header[0];
     }
     let ports = ports(protocol, is_fragment, packet.get(behind..).unwrap_or(&[]));
