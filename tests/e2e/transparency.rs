@@ -33,7 +33,15 @@ use crate::support::traffic::Outgoing;
 use crate::support::traffic::Traffic;
 
 /// Every piece that can be switched off, off by itself.
-const SWITCHES: &[&[&str]] = &[];
+const SWITCHES: &[&[&str]] = &[
+    &["--no-udp-gro"],
+    &["--no-udp-gso"],
+    &["--no-tun-tso"],
+    &["--no-tun-uso"],
+    &["--no-tcp-coalescing"],
+    &["--no-udp-coalescing"],
+    &["--gwi-max-frame", "mtu"],
+];
 
 const ENDPOINTS: usize = 2;
 const FLOWS: usize = 24;
@@ -60,6 +68,13 @@ const LINKS: &[Link] = &[Link::Plain, Link::WithoutChecksums, Link::Merging];
 fn random_traffic_returns_unchanged() {
     for &link in LINKS {
         expect_transparency(link, &[]);
+    }
+}
+
+#[test]
+fn random_traffic_returns_unchanged_without_offloads() {
+    for &link in LINKS {
+        expect_transparency(link, &["--no-offload"]);
     }
 }
 
