@@ -18,6 +18,7 @@
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`steering`] | which worker gets a packet |
+//! | [`super_packets`] | packets merged where they should be, and invisible outside |
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
 
@@ -37,5 +38,6 @@ mod reference_bugs;
 mod senders;
 mod start;
 mod steering;
+mod super_packets;
 mod transparency;
 mod truth;

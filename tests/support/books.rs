@@ -54,6 +54,29 @@ pub(crate) fn expect_balance(engine: &Engine, known: Known) {
     wait_until(&what, || is_balanced(books(&engine.status())));
 }
 
+/// Frames that were written to all gwi links, as the kernel counts them.
+pub(crate) fn frames_written(lab: &Lab, engine: &Engine) -> u64 {
+    let links = engine.links();
+    let links = links.iter().filter(|link| link.starts_with("gwi-"));
+    let frames = links.map(|link| {
+        let counter = format!("/sys/class/net/{link}/statistics/rx_packets");
+        let text = run(&lab.topology.target(), "cat", &[&counter]);
+        text.trim().parse::<u64>().unwrap_or_else(|error| panic!("{error} in {text:?}"))
+    });
+    frames.sum()
+}
+
+/// Packets that were written to all gwi links, as the health page counts them, once nothing is on
+/// its way.
+pub(crate) fn packets_written(engine: &Engine) -> u64 {
+    let mut last = None;
+    wait_until("the page says the same twice", || {
+        let now = books(&engine.status()).to_gwi.0;
+        last.replace(now) == Some(now)
+    });
+    last.unwrap_or_default()
+}
+
 fn books(page: &Value) -> Books {
     let threads = array(&page["udp"]["UDPPacketReceiver"]["threads"]);
     let mut books = Books {

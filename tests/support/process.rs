@@ -4,6 +4,11 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use super::clock::wait_for;
 use crate::sim::netns::Namespace;
 
 /// Seconds after which a program that should have ended is killed.
@@ -53,6 +58,13 @@ impl Background {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Self(child)
+    }
+
+    /// Asks it to end, as Ctrl-C does, and waits until it has.
+    pub(crate) fn interrupt(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.0.id()).expect("a pid"));
+        kill(pid, Signal::SIGINT).expect("kill");
+        wait_for("a program ends", || self.0.try_wait().expect("wait"));
     }
 }
 
