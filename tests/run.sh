@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
-# sudo tests/run.sh [part of a test's name]
+# sudo tests/run.sh [--full] [part of a test's name]
 #
 # Runs every test on a machine that has only the Rust toolchain: installs missing tools by name
 # through apt-get or dnf, builds, tests, prints totals. Needs root, because the tests make network
 # namespaces. Exits 0 only if every test passed.
 #
+# With --full also those that are ignored otherwise, because they take long or need more tools.
+#
 # Uses cargo-nextest where it is installed, unless RUNNER=cargo; both run the same tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+nextest_options=() libtest_options=()
+if [ "${1:-}" = --full ]; then
+    nextest_options=(--run-ignored all) libtest_options=(-- --include-ignored)
+    shift
+fi
 
 if [ "$(id -u)" != 0 ]; then
     echo "tests/run.sh: the tests make network namespaces; run: sudo tests/run.sh" >&2
@@ -66,11 +74,13 @@ totals() {
 export RUST_BACKTRACE=0 CARGO_TERM_COLOR=never
 status=0
 if [ "${RUNNER:-}" != cargo ] && cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+    cargo nextest run --locked --no-fail-fast "${nextest_options[@]}" "$@" 2>&1 |
+        tee "$log" || status=$?
     # nextest leaves the examples in the documentation out.
     cargo test --locked --quiet --doc "$@" 2>&1 | tee -a "$log" || status=$?
 else
-    cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+    cargo test --locked --no-fail-fast "$@" "${libtest_options[@]}" 2>&1 |
+        tee "$log" || status=$?
 fi
 totals
 exit "$status"

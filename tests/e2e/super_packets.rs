@@ -118,13 +118,13 @@ const TRANSFER_BYTES: usize = 10_000_000;
 
 /// Which way a transfer's bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Up,
     Down,
 }
 
 /// Moves `content` between the hosts of endpoint 0 and requires that it arrives.
-fn transfer(lab: &Lab, server: &str, port: u16, way: Way, content: &[u8]) {
+pub(super) fn transfer(lab: &Lab, server: &str, port: u16, way: Way, content: &[u8]) {
     let listener = lab.server(0).enter(|| TcpListener::bind((server, port))).expect("a port");
     let receive = |mut stream: TcpStream| {
         stream.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");

@@ -14,6 +14,7 @@ pub(crate) mod injector;
 pub(crate) mod lab;
 pub(crate) mod ledger;
 pub(crate) mod mirror;
+pub(crate) mod nfqueue;
 pub(crate) mod packets;
 pub(crate) mod process;
 pub(crate) mod random;
