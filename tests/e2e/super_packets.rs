@@ -32,6 +32,7 @@ use crate::support::packets::V6;
 use crate::support::packets::pattern;
 use crate::support::process::Background;
 use crate::support::process::finish;
+use crate::support::process::run;
 use crate::support::random::Random;
 
 /// Packets that one TCP segment after the other, or one datagram after the other, makes.
@@ -96,7 +97,6 @@ fn frames_of_bursts(arguments: &[&str]) -> Vec<(u8, Path, u64)> {
 }
 
 #[test]
-#[ignore = "the engine does not merge yet"]
 fn a_burst_reaches_gwi_in_few_frames() {
     for (protocol, path, frames) in frames_of_bursts(&[]) {
         assert!(frames <= u64::from(BURST) / 4, "protocol {protocol}, {path:?}: {frames} frames");
@@ -111,6 +111,42 @@ fn frames_of_at_most_the_mtu_hold_one_packet_each() {
             assert_eq!(frames, u64::from(BURST), "{told}");
         }
     }
+}
+
+/// The link becomes too small for some of the packets that the engine finds at once.
+#[test]
+fn what_is_too_long_for_the_link_is_counted_and_the_rest_returns() {
+    let lab = Lab::new(0, Config::default());
+    books::silence_kernel(&lab);
+    let engine = Engine::passthrough(&lab, &["--workers", "1"]);
+    let mut injector = lab.injector();
+    let burst = |ports, payload_bytes: usize| -> Vec<Vec<u8>> {
+        let packet = |number| {
+            let payload = pattern(number, payload_bytes);
+            Ip::new(V4).packet(
+                UDP,
+                &Udp { ports, length_error: 0, sum: Sum::Right }.datagram(V4, &payload),
+            )
+        };
+        (0..20).map(packet).collect()
+    };
+    // With 68 bytes of the tunnel and 28 of their own, the first just fit.
+    let (short, long) = (burst((1, 2), 1500 - 96), burst((3, 4), 1501 - 96));
+    injector.exchange(endpoint_id(0), &short[0]);
+    injector.exchange(endpoint_id(0), &long[0]);
+    engine.signal(Signal::SIGSTOP);
+    run(&lab.topology.target(), "ip", &["link", "set", "eth0", "mtu", "1500"]);
+    for inner in short.iter().zip(&long).flat_map(|pair| [pair.0, pair.1]) {
+        injector.send(endpoint_id(0), inner);
+    }
+    engine.signal(Signal::SIGCONT);
+    for inner in &short {
+        let back = injector.receive(PATIENCE).expect("it comes back");
+        assert!(back.inner == *inner, "another packet, or another order");
+    }
+    wait_until("the others are counted", || engine.drops("mtu") == 20);
+    injector.expect_silence();
+    injector.assert_clean();
 }
 
 /// Bytes of each transfer between real hosts.
@@ -187,11 +223,49 @@ fn real_hosts_get_what_was_sent_without_offloads() {
 }
 
 #[test]
-#[ignore = "the engine does not merge yet"]
 fn real_hosts_packets_are_merged() {
     for lab in [Lab::new(1, Config::default()), Lab::with_gro(1, Config::default())] {
         let (frames, packets) = real_hosts_transfer(&[], &lab);
         assert!(frames < packets, "{frames} frames for {packets} packets");
+    }
+}
+
+/// A proxy: the connection ends at the target, whose own kernel makes the super-packets and leaves
+/// their checksums open, and those of small packets. At the shorter segments, one super-packet is
+/// more than one send takes.
+#[test]
+fn a_program_on_the_target_sends_super_packets() {
+    for advertised in ["8000", "1400", "536", "91"] {
+        let lab = Lab::new(1, Config::default());
+        let target = lab.topology.target();
+        let hook = r#"proxy() { [ "$1" = DESTROY ] || ip route add 10.1.0.1 dev "$3"; }; proxy"#;
+        let engine = Engine::start(&lab, &["-c", hook, "-j", "--workers", "2"]);
+        let simulator = lab.simulator();
+        let settings = "cd /proc/sys/net/ipv4/conf; echo 0 > all/rp_filter; \
+                        echo 0 > default/rp_filter; ip addr add 10.1.0.2/32 dev lo";
+        run(&target, "sh", &["-ec", settings]);
+        let route = ["route", "change", "10.1.0.0/24", "dev", "lb0", "advmss", advertised];
+        run(&lab.client(0), "ip", &route);
+        let bind = || TcpListener::bind((SERVER_V4, 7001));
+        let listener = target.enter(bind).expect("a port of the target");
+        let content = Random::from_environment().bytes(TRANSFER_BYTES / 10);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().expect("the client comes");
+                stream.write_all(&content).expect("the client reads");
+            });
+            let connect = || TcpStream::connect((SERVER_V4, 7001));
+            let mut stream = lab.client(0).enter(connect).expect("the target answers");
+            stream.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).expect("the transfer ends");
+            assert!(got == content, "{advertised}: {} other bytes", got.len());
+        });
+        assert_eq!(engine.drops("tun_bad_frame"), 0);
+        simulator.stop_clean();
+        let sent = books::frames_read(&lab, &engine);
+        let segments = content.len() / advertised.parse::<usize>().unwrap();
+        assert!(sent < u64::try_from(segments).unwrap(), "{advertised}: {sent} frames");
     }
 }
 

@@ -56,10 +56,19 @@ pub(crate) fn expect_balance(engine: &Engine, known: Known) {
 
 /// Frames that were written to all gwi links, as the kernel counts them.
 pub(crate) fn frames_written(lab: &Lab, engine: &Engine) -> u64 {
+    frames(lab, engine, "gwi-", "rx_packets")
+}
+
+/// Frames that left by all gwo links, as the kernel counts them.
+pub(crate) fn frames_read(lab: &Lab, engine: &Engine) -> u64 {
+    frames(lab, engine, "gwo-", "tx_packets")
+}
+
+fn frames(lab: &Lab, engine: &Engine, side: &str, counter: &str) -> u64 {
     let links = engine.links();
-    let links = links.iter().filter(|link| link.starts_with("gwi-"));
+    let links = links.iter().filter(|link| link.starts_with(side));
     let frames = links.map(|link| {
-        let counter = format!("/sys/class/net/{link}/statistics/rx_packets");
+        let counter = format!("/sys/class/net/{link}/statistics/{counter}");
         let text = run(&lab.topology.target(), "cat", &[&counter]);
         text.trim().parse::<u64>().unwrap_or_else(|error| panic!("{error} in {text:?}"))
     });
