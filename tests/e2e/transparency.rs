@@ -45,7 +45,7 @@ const SWITCHES: &[&[&str]] = &[
 
 const ENDPOINTS: usize = 2;
 const FLOWS: usize = 24;
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 12;
 
 /// Packets of a round. They wait in the engine's socket, and a veth that merges holds 256.
 const ROUND_PACKETS: usize = 800;

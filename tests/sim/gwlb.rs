@@ -31,7 +31,7 @@ use super::report::Report;
 const FLOWS_MAX: usize = 4 << 20;
 
 /// Variants kept per direction of a flow.
-const VARIANTS_MAX: usize = 16;
+const VARIANTS_MAX: usize = 64;
 
 /// Whether both directions of a flow share a cookie. Public captures of a real load balancer
 /// show a shared one; AWS promises nothing.
