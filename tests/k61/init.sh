@@ -22,7 +22,11 @@ finish() {
 }
 fail() {
     say "$step: FAILED: $1"
+    # The simulator prints its counters.
+    kill -USR1 "$simulator" && sleep 1
     tail -n 50 /tmp/*.log || true
+    within target curl -sS --max-time 5 "$health" || true
+    within target ip -s link show eth0 || true
     dmesg | tail -n 50
     finish 1
 }
@@ -108,6 +112,16 @@ links=$(within target ip -o link)
 [[ $links == *" gwi-"* && $links == *" gwo-"* ]] || fail "$links"
 grep -q '^CREATE gwi-' /tmp/hooks.log || fail "no CREATE hook"
 ok "gwi and gwo, CREATE hook ran"
+step="download behind tc police"
+gwi=$(grep -o 'gwi-[^:@]*' <<<"$links") gwo=$(grep -o 'gwo-[^:@]*' <<<"$links")
+# Before the hook's filter. The bucket has to hold a super-packet; the MTU is that of its packets.
+within target tc filter add dev "$gwi" ingress pref 1 protocol all u32 match u32 0 0 \
+    action police rate 1gbit burst 256k mtu 9000 conform-exceed drop/pipe \
+    action mirred egress redirect dev "$gwo"
+download "$server4"
+policed=$(within target tc -s filter show dev "$gwi" ingress pref 1)
+tc_passed=$(sed -n 's/.*Sent \([0-9]*\) bytes.*/\1/p' <<<"$policed" | head -n 1)
+[ "${tc_passed:-0}" -gt "$bytes" ] || fail "$policed"
 step="health page"
 answer=$(within target curl -sS -o /tmp/health -w '%{http_code}' "$health") || fail "curl"
 [ "$answer" = 200 ] || fail "HTTP $answer"
