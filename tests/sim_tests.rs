@@ -27,7 +27,6 @@ use crate::support::clock::PATIENCE;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::ledger::Ledger;
-use crate::support::ledger::Order;
 use crate::support::mirror::Mirror;
 use crate::support::packets;
 use crate::support::packets::V4;
@@ -366,16 +365,12 @@ fn a_link_that_merges_does() {
 #[test]
 fn a_ledger_wants_every_packet_once_unchanged_and_in_order() {
     let packet = |flow, number: u8| packets::udp(V4, (flow, 53), &[number]);
-    let ledger = |order| {
-        let mut ledger = Ledger::new(order);
+    let judge = |returns: &[Vec<u8>]| {
+        let mut ledger = Ledger::default();
         for number in 0..3 {
             ledger.sent(ENDPOINT, &packet(1, number));
             ledger.sent(ENDPOINT, &packet(2, number));
         }
-        ledger
-    };
-    let judge = |order, returns: &[Vec<u8>]| {
-        let mut ledger = ledger(order);
         let attempt = AssertUnwindSafe(|| {
             for packet in returns {
                 ledger.came_back(ENDPOINT, packet);
@@ -385,13 +380,11 @@ fn a_ledger_wants_every_packet_once_unchanged_and_in_order() {
         catch_unwind(attempt).ok()
     };
     let other_flow_first = [packet(2, 0), packet(2, 1), packet(1, 0)];
-    assert_eq!(judge(Order::Kept, &other_flow_first), Some(3));
-    let overtaking = [packet(1, 1), packet(1, 0)];
-    assert_eq!(judge(Order::Kept, &overtaking), None);
-    assert_eq!(judge(Order::Free, &overtaking), Some(4));
-    assert_eq!(judge(Order::Free, &[packet(1, 0), packet(1, 0)]), None, "twice");
-    assert_eq!(judge(Order::Free, &[packet(3, 0)]), None, "of nobody");
+    assert_eq!(judge(&other_flow_first), Some(3));
+    assert_eq!(judge(&[packet(1, 1)]), None, "overtaking");
+    assert_eq!(judge(&[packet(1, 0), packet(1, 0)]), None, "twice");
+    assert_eq!(judge(&[packet(3, 0)]), None, "of nobody");
     let mut changed = packet(1, 0);
     changed[28] ^= 1;
-    assert_eq!(judge(Order::Free, &[changed]), None);
+    assert_eq!(judge(&[changed]), None);
 }

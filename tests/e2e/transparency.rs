@@ -22,7 +22,6 @@ use crate::support::injector::Injector;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::ledger::Ledger;
-use crate::support::ledger::Order;
 use crate::support::packets;
 use crate::support::packets::V4;
 use crate::support::packets::V6;
@@ -112,7 +111,7 @@ fn expect_transparency(link: Link, arguments: &[&str]) {
         engine,
         injector: lab.injector(),
         segmented: SegmentedSender::new(lab.topology.gwlb()),
-        ledger: Ledger::new(if workers == 1 { Order::Kept } else { Order::Free }),
+        ledger: Ledger::default(),
         datagrams: 0,
     };
     run.introduce_endpoints(&config);
@@ -133,7 +132,7 @@ fn config(link: Link, workers: usize, random: &mut Random) -> Config {
     config.outer_checksum = link != Link::WithoutChecksums;
     config.cookies = random.pick(&[CookieRule::PerFlow, CookieRule::PerDirection]);
     // Where tuples lead to several sockets, or a link merges each by itself, packets of a flow that
-    // moves overtake each other before they reach the engine.
+    // moves may overtake each other before anybody of us sees them.
     if workers == 1 && link != Link::Merging {
         config.roam_packets = random.pick(&[0, 20]);
     }

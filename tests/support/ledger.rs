@@ -16,19 +16,9 @@ const SHOWN_BYTES: usize = 96;
 /// Endpoint, addresses, protocol, ports, and of a fragment its id.
 type Flow = (u64, Tuple, Option<u32>);
 
-/// What is asked of the packets of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// They come back as they were sent.
-    Kept,
-    /// They come back.
-    Free,
-}
-
 /// Packets on their way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    order: Order,
     flows: HashMap<Flow, VecDeque<Vec<u8>>>,
     on_their_way: usize,
     /// Packets and bytes that came back.
@@ -36,11 +26,6 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Without a packet.
-    pub(crate) fn new(order: Order) -> Self {
-        Self { order, flows: HashMap::new(), on_their_way: 0, returned: (0, 0) }
-    }
-
     /// Enters a packet that is sent now.
     pub(crate) fn sent(&mut self, endpoint: u64, inner: &[u8]) {
         self.flows.entry(flow(endpoint, inner)).or_default().push_back(inner.to_vec());
@@ -60,17 +45,15 @@ impl Ledger {
     /// Crosses out a packet that came back.
     ///
     /// # Panics
-    /// If nobody sent it, or it is not the next one of its flow where order is asked for.
+    /// If it is not the next one of its flow.
     pub(crate) fn came_back(&mut self, endpoint: u64, inner: &[u8]) {
         let flow = flow(endpoint, inner);
         let Some(waiting) = self.flows.get_mut(&flow) else {
             panic!("nobody sent a packet of {flow:?}: {}", shown(inner));
         };
         match waiting.iter().position(|packet| packet == inner) {
-            Some(place) if place > 0 && self.order == Order::Kept => {
-                panic!("{flow:?}: a packet overtook {place} others: {}", shown(inner));
-            }
-            Some(place) => drop(waiting.remove(place)),
+            Some(0) => drop(waiting.pop_front()),
+            Some(place) => panic!("{flow:?}: a packet overtook {place} others: {}", shown(inner)),
             None => panic!("{flow:?}: {}", difference(waiting.front(), inner)),
         }
         self.on_their_way -= 1;
