@@ -66,14 +66,16 @@ const LINKS: &[Link] = &[Link::Plain, Link::WithoutChecksums, Link::Merging];
 #[test]
 fn random_traffic_returns_unchanged() {
     for &link in LINKS {
-        expect_transparency(link, &[]);
+        let (frames, packets) = expect_transparency(link, &[]);
+        assert!(frames < packets, "{link:?}: {frames} frames, so nothing was merged");
     }
 }
 
 #[test]
 fn random_traffic_returns_unchanged_without_offloads() {
     for &link in LINKS {
-        expect_transparency(link, &["--no-offload"]);
+        let (frames, packets) = expect_transparency(link, &["--no-offload"]);
+        assert_eq!(frames, packets, "{link:?}");
     }
 }
 
@@ -94,7 +96,8 @@ fn random_traffic_returns_unchanged_without_each_single_piece() {
     }
 }
 
-fn expect_transparency(link: Link, arguments: &[&str]) {
+/// Returns how many frames reached gwi, and how many packets were in them.
+fn expect_transparency(link: Link, arguments: &[&str]) -> (u64, u64) {
     let mut random = Random::from_environment();
     let workers = random.pick(&[1, 1, 2, 4]);
     let config = config(link, workers, &mut random);
@@ -122,6 +125,7 @@ fn expect_transparency(link: Link, arguments: &[&str]) {
     let (datagrams, returned) = (run.datagrams, run.ledger.returned());
     books::expect_balance(&run.engine, Known { datagrams, returned });
     run.injector.assert_clean();
+    (books::frames_written(&lab, &run.engine), books::packets_written(&run.engine))
 }
 
 /// How many outer tuples there are, and what moves between them.
