@@ -113,40 +113,47 @@ fn frames_of_at_most_the_mtu_hold_one_packet_each() {
     }
 }
 
-/// The link becomes too small for some of the packets that the engine finds at once.
-#[test]
-fn what_is_too_long_for_the_link_is_counted_and_the_rest_returns() {
+/// The link becomes too small for some of the packets that the engine finds at once. `port` says of
+/// which flow a packet is: the number, and whether it is long.
+fn too_long_among_others(port: impl Fn(u16, bool) -> u16) {
+    const PAIRS: u16 = 20;
     let lab = Lab::new(0, Config::default());
-    books::silence_kernel(&lab);
     let engine = Engine::passthrough(&lab, &["--workers", "1"]);
     let mut injector = lab.injector();
-    let burst = |ports, payload_bytes: usize| -> Vec<Vec<u8>> {
-        let packet = |number| {
-            let payload = pattern(number, payload_bytes);
-            Ip::new(V4).packet(
-                UDP,
-                &Udp { ports, length_error: 0, sum: Sum::Right }.datagram(V4, &payload),
-            )
-        };
-        (0..20).map(packet).collect()
+    // With 68 bytes of the tunnel and 28 of their own, the short ones just fit.
+    let packet = |number: u16, is_long: bool| {
+        let payload = pattern(number.into(), 1500 - 96 + usize::from(is_long));
+        let ports = (port(number, is_long), 53);
+        Ip::new(V4)
+            .packet(UDP, &Udp { ports, length_error: 0, sum: Sum::Right }.datagram(V4, &payload))
     };
-    // With 68 bytes of the tunnel and 28 of their own, the first just fit.
-    let (short, long) = (burst((1, 2), 1500 - 96), burst((3, 4), 1501 - 96));
-    injector.exchange(endpoint_id(0), &short[0]);
-    injector.exchange(endpoint_id(0), &long[0]);
+    injector.exchange(endpoint_id(0), &packet(0, true));
     engine.signal(Signal::SIGSTOP);
     run(&lab.topology.target(), "ip", &["link", "set", "eth0", "mtu", "1500"]);
-    for inner in short.iter().zip(&long).flat_map(|pair| [pair.0, pair.1]) {
-        injector.send(endpoint_id(0), inner);
+    for number in 0..PAIRS {
+        injector.send(endpoint_id(0), &packet(number, true));
+        injector.send(endpoint_id(0), &packet(number, false));
     }
     engine.signal(Signal::SIGCONT);
-    for inner in &short {
+    for number in 0..PAIRS {
         let back = injector.receive(PATIENCE).expect("it comes back");
-        assert!(back.inner == *inner, "another packet, or another order");
+        assert!(back.inner == packet(number, false), "another packet, or another order");
     }
-    wait_until("the others are counted", || engine.drops("mtu") == 20);
+    wait_until("the others are counted", || engine.drops("mtu") == u64::from(PAIRS));
     injector.expect_silence();
     injector.assert_clean();
+}
+
+#[test]
+fn what_is_too_long_for_the_link_is_counted_and_the_rest_returns() {
+    too_long_among_others(|_, is_long| 1000 + u16::from(is_long));
+}
+
+/// Then a packet that fits is behind one that does not, in one send of several datagrams.
+#[test]
+#[ignore = "a send of several datagrams that fails is not yet repeated one by one"]
+fn what_fits_the_link_returns_although_its_send_does_not() {
+    too_long_among_others(|number, is_long| 1000 + 2 * number + u16::from(is_long));
 }
 
 /// Bytes of each transfer between real hosts.
