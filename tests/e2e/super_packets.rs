@@ -151,7 +151,7 @@ fn what_is_too_long_for_the_link_is_counted_and_the_rest_returns() {
 
 /// Then a packet that fits is behind one that does not, in one send of several datagrams.
 #[test]
-#[ignore = "a send of several datagrams that fails is not yet repeated one by one"]
+#[ignore = "a send of several datagrams that is too long is not yet repeated one by one"]
 fn what_fits_the_link_returns_although_its_send_does_not() {
     too_long_among_others(|number, is_long| 1000 + 2 * number + u16::from(is_long));
 }
