@@ -14,13 +14,16 @@ options=()
 if [[ $(apt-cache policy suricata) != *"Candidate: "[0-9]* ]]; then
     # shellcheck disable=SC1091 # the machine's own
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    lists=$(mktemp -d)
-    trap 'rm -rf "$lists"' EXIT
+    # apt-get removes from its lists what is none.
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    chmod 755 "$folder"
+    mkdir -p "$folder/lists/partial"
     signed="signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
     printf "deb [$signed] http://deb.debian.org/debian %s main\n" \
-        "$release" "$release-backports" >"$lists/sources.list"
-    options=(-o Dir::Etc::SourceList="$lists/sources.list" -o Dir::Etc::SourceParts=-
-        -o Dir::State::lists="$lists" -t "$release-backports")
+        "$release" "$release-backports" >"$folder/sources.list"
+    options=(-o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=-
+        -o Dir::State::lists="$folder/lists" -t "$release-backports")
     apt-get "${options[@]:0:6}" update -qq
 fi
 echo "installing: suricata"
