@@ -2,8 +2,9 @@
 //!
 //! Everything is built before the first send ([`crate::packet`], [`crate::workload`]). Flow *f*
 //! belongs to outer source port *f* mod *ports*. The flows of a port take turns, each with a burst,
-//! until the port's packets repeat; ports take turns send by send. A send is a `sendmmsg` of up to
-//! 64 datagrams, or one message that the kernel cuts into datagrams (`UDP_SEGMENT`).
+//! and then begin again with numbers that go on ([`Lap`]); ports take turns send by send. A send
+//! is a `sendmmsg` of up to 64 datagrams, or one message that the kernel cuts into datagrams
+//! (`UDP_SEGMENT`).
 
 use std::io::IoSlice;
 use std::net::UdpSocket;
@@ -17,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource;
@@ -37,6 +39,7 @@ use crate::measure::pause;
 use crate::packet::ENDPOINT_FIRST;
 use crate::packet::Flow;
 use crate::packet::Inner;
+use crate::packet::Lap;
 use crate::workload::BATCH_MAX;
 use crate::workload::FLOWS_MAX;
 use crate::workload::Shape;
@@ -120,92 +123,110 @@ pub(crate) fn greet(lab: &Arc<Lab>, endpoints: u16) -> Result<(), Failure> {
 
 fn blast(shape: &Shape, dials: &Dials) -> Result<(), Failure> {
     raise_descriptor_limit()?;
-    let mut sockets = Vec::new();
-    let mut sends = Vec::new();
+    let mut ports = Vec::new();
     for port in 0..shape.ports {
         let socket = outer_socket(OUTER_PORT_FIRST + port)?;
-        if !shape.has_checksum {
-            leave_checksum_out(&socket)?;
-        }
         if shape.is_segmented {
             let bytes = shape.inner.datagram_bytes(shape.payloads[0]);
             setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(bytes)?)?;
+        } else if !shape.has_checksum {
+            leave_checksum_out(&socket)?;
         }
-        sockets.push(socket);
-        sends.push(sends_of_port(shape, port));
+        ports.push((socket, sends_of_port(shape, port)));
     }
-    // Ports take turns.
-    let turns = sends.iter().map(Vec::len).max().unwrap_or(0);
-    let mut batches: Vec<(&UdpSocket, &Send, Vec<[IoSlice<'_>; 1]>)> = Vec::new();
-    for turn in 0..turns {
-        for (socket, sends) in sockets.iter().zip(&sends) {
-            let Some(send) = sends.get(turn) else { continue };
-            let slices = send.messages.iter().map(|bytes| [IoSlice::new(bytes)]).collect();
-            batches.push((socket, send, slices));
-        }
-    }
-    let connected: [Option<SockaddrIn>; BATCH_MAX] = [None; BATCH_MAX];
+    let turns = ports.iter().map(|(_, sends)| sends.len()).max().unwrap_or(0);
+    let order: Vec<(usize, usize)> = (0..turns)
+        .flat_map(|turn| (0..ports.len()).map(move |port| (port, turn)))
+        .filter(|(port, turn)| *turn < ports[*port].1.len())
+        .collect();
     let mut headers = MultiHeaders::preallocate(BATCH_MAX, None);
 
     let mut pace = Pace::starting(now());
-    for (socket, send, slices) in batches.iter().cycle() {
+    for &(port, turn) in order.iter().cycle() {
         if dials.stop.load(Ordering::Relaxed) {
             break;
         }
         pace.wait_for_turn(dials.pps.load(Ordering::Relaxed));
-        let results = sendmmsg(
-            socket.as_raw_fd(),
-            &mut headers,
-            slices.iter(),
-            connected,
-            [],
-            MsgFlags::MSG_DONTWAIT,
-        );
-        let sent = match results {
-            Ok(results) => u64::try_from(results.count())? * send.datagrams_per_message,
-            // The kernel's queues are full; the rest of the batch is not offered again.
-            Err(Errno::EAGAIN | Errno::ENOBUFS) => 0,
-            Err(error) => return Err(format!("sendmmsg: {error}").into()),
-        };
+        let (socket, sends) = &mut ports[port];
+        let send = &mut sends[turn];
+        let sent = offer(socket, send, &mut headers)?;
         dials.sent.fetch_add(sent, Ordering::Relaxed);
         pace.sent += sent;
+        send.advance();
     }
     Ok(())
+}
+
+/// Hands a send to the kernel. Returns how many datagrams it took.
+fn offer(
+    socket: &UdpSocket,
+    send: &Send,
+    headers: &mut MultiHeaders<SockaddrIn>,
+) -> Result<u64, Failure> {
+    let slices: ArrayVec<_, BATCH_MAX> =
+        send.messages.iter().map(|bytes| [IoSlice::new(bytes)]).collect();
+    let connected: [Option<SockaddrIn>; BATCH_MAX] = [None; BATCH_MAX];
+    let descriptor = socket.as_raw_fd();
+    let flags = MsgFlags::MSG_DONTWAIT;
+    match sendmmsg(descriptor, headers, slices.iter(), connected, [], flags) {
+        Ok(results) => Ok(u64::try_from(results.count())? * send.datagrams_per_message),
+        // The kernel's queues are full; the rest of the batch is not offered again.
+        Err(Errno::EAGAIN | Errno::ENOBUFS) => Ok(0),
+        Err(error) => Err(format!("sendmmsg: {error}").into()),
+    }
 }
 
 /// What goes to the kernel in one call.
 struct Send {
     messages: Vec<Vec<u8>>,
     datagrams_per_message: u64,
+    /// Bytes of each datagram of a message that holds several.
+    datagram_bytes: usize,
+    /// For each datagram, in order.
+    laps: Vec<Lap>,
 }
 
-/// All that one outer port sends, before it repeats.
+impl Send {
+    /// The datagrams become those of the next lap.
+    fn advance(&mut self) {
+        let messages = self.messages.iter_mut();
+        let datagrams = messages.flat_map(|message| message.chunks_mut(self.datagram_bytes));
+        for (datagram, lap) in datagrams.zip(&self.laps) {
+            lap.advance(datagram);
+        }
+    }
+}
+
+/// All that one outer port sends in a lap.
 fn sends_of_port(shape: &Shape, port: u16) -> Vec<Send> {
     let mut flows: Vec<_> = (port..shape.flows)
         .step_by(usize::from(shape.ports))
-        .map(|flow| Flow::new(ENDPOINT_FIRST, flow, shape.inner))
+        .map(|flow| Flow::new(shape.endpoint_of(flow), flow, shape.inner))
         .map(|flow| (flow, shape.payloads.iter().cycle()))
         .collect();
     let mut datagrams = Vec::new();
     for _round in 0..shape.rounds {
-        for (flow, payloads) in &mut flows {
+        for (flow, (packets, payloads)) in flows.iter_mut().enumerate() {
             for payload in payloads.take(usize::from(shape.burst)) {
-                datagrams.push(flow.next_datagram(*payload));
+                datagrams.push((packets.next_datagram(*payload), flow));
             }
         }
     }
-    let chunks = datagrams.chunks(shape.datagrams_per_send());
-    if !shape.is_segmented {
-        return chunks
-            .map(|chunk| Send { messages: chunk.to_vec(), datagrams_per_message: 1 })
-            .collect();
-    }
-    chunks
-        .map(|chunk| Send {
-            messages: vec![chunk.concat()],
+    let laps: Vec<Lap> = flows.iter().map(|(flow, _)| flow.lap()).collect();
+    let send = |chunk: &[(Vec<u8>, usize)]| {
+        let messages: Vec<Vec<u8>> = chunk.iter().map(|(bytes, _)| bytes.clone()).collect();
+        let laps = chunk.iter().map(|(_, flow)| laps[*flow]).collect();
+        if !shape.is_segmented {
+            return Send { messages, datagrams_per_message: 1, datagram_bytes: usize::MAX, laps };
+        }
+        Send {
             datagrams_per_message: u64::try_from(chunk.len()).expect("at most 64"),
-        })
-        .collect()
+            datagram_bytes: messages[0].len(),
+            messages: vec![messages.concat()],
+            laps,
+        }
+    };
+    datagrams.chunks(shape.datagrams_per_send()).map(send).collect()
 }
 
 /// Keeps a rate over the time since it was last changed.

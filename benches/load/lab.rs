@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::process::Stdio;
@@ -31,6 +32,8 @@ use nix::sched::unshare;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+
+use crate::xdp;
 
 /// What any step of the bench can fail with: it is told to the person and ends the run.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
@@ -67,12 +70,16 @@ pub(crate) enum Host {
 pub(crate) struct Lab {
     sender: File,
     target: File,
+    /// The program that clears checksums at vB, if it is wanted; gone with this descriptor.
+    clearing: Option<OwnedFd>,
 }
 
 impl Lab {
-    /// Makes both namespaces. `gro` says whether vB merges what arrives (and polls with NAPI).
-    pub(crate) fn build(gro: bool) -> Result<Self, Failure> {
-        let lab = Self { sender: fresh_namespace()?, target: fresh_namespace()? };
+    /// Makes both namespaces. `gro` says whether vB merges what arrives (and polls with NAPI),
+    /// `clears_checksums` whether it clears outer checksums before that.
+    pub(crate) fn build(gro: bool, clears_checksums: bool) -> Result<Self, Failure> {
+        let mut lab =
+            Self { sender: fresh_namespace()?, target: fresh_namespace()?, clearing: None };
         let target = lab.path(Host::Target);
         lab.run(
             Host::Sender,
@@ -90,6 +97,14 @@ impl Lab {
         let gro = if gro { "on" } else { "off" };
         lab.run(Host::Target, &format!("ethtool -K vB gro {gro}"))?;
         lab.install_sink()?;
+        if clears_checksums {
+            let namespace = lab.target.try_clone()?;
+            let attach = thread::spawn(move || {
+                setns(namespace, CloneFlags::CLONE_NEWNET)?;
+                xdp::clear_checksums("vB")
+            });
+            lab.clearing = Some(attach.join().map_err(|_| "the attaching thread panicked")??);
+        }
         Ok(lab)
     }
 

@@ -9,9 +9,11 @@
 //! Needs root and Linux 6.7. Leaves nothing behind, even when killed.
 
 mod blast;
+mod buffers;
 mod lab;
 mod measure;
 mod packet;
+mod relay_merge;
 mod relay_syscalls;
 mod relay_uring;
 mod report;
@@ -20,6 +22,7 @@ mod sight;
 mod target;
 mod tun;
 mod workload;
+mod xdp;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -39,6 +42,7 @@ use crate::measure::pause;
 use crate::report::Report;
 use crate::run::Conditions;
 use crate::target::Engine;
+use crate::target::Programs;
 use crate::target::Target;
 use crate::workload::FLOWS_MAX;
 use crate::workload::Shape;
@@ -62,6 +66,9 @@ struct Args {
     /// Runs of each engine.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
+    /// Repeats of a run that shared its core with others and so is void.
+    #[arg(long, default_value_t = 2)]
+    repeats: u16,
     /// Measured seconds of a run.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=20))]
     seconds: u16,
@@ -71,7 +78,10 @@ struct Args {
     /// AWS's program: one more engine, `peer`, with one thread each for UDP and TUN.
     #[arg(long, value_name = "PATH")]
     peer: Option<PathBuf>,
-    /// Sends outer UDP checksum 0.
+    /// One more argument for ours, such as --ours-arg=--no-offload; may be given several times.
+    #[arg(long = "ours-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    ours_with: Vec<String>,
+    /// Outer UDP checksum 0.
     #[arg(long)]
     no_checksum: bool,
     /// Inner flows, each with its own cookie, instead of the workload's.
@@ -81,6 +91,9 @@ struct Args {
     /// per flow.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(FLOWS_MAX)))]
     ports: Option<u16>,
+    /// Endpoints over which the flows spread. There are at least as many flows.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    endpoints: u16,
     /// Inner payload in bytes, instead of the workload's.
     #[arg(long, value_parser = clap::value_parser!(u16).range(0..=8428))]
     payload: Option<u16>,
@@ -111,6 +124,9 @@ enum Role {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Is the bare relay that merges.
+    #[command(hide = true)]
+    RelayMerge,
     /// Is the bare `io_uring` relay.
     #[command(hide = true)]
     RelayUring,
@@ -123,6 +139,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.role {
         Some(Role::Launch { netns, core, command }) => lab::launch(netns, *core, command),
+        Some(Role::RelayMerge) => relay_merge::run(),
         Some(Role::RelayUring) => relay_uring::run(),
         Some(Role::RelaySyscalls) => relay_syscalls::run(),
         None => bench(&args),
@@ -156,10 +173,12 @@ fn compare(args: &Args) -> Result<(), Failure> {
         (None, true) => return Err("the engine \"peer\" needs --peer PATH".into()),
         (Some(_), true) | (None, false) => {}
     }
+    let programs = Programs { peer: args.peer.clone(), ours_args: args.ours_with.clone() };
     let conditions = Conditions {
-        peer: args.peer.as_deref(),
+        programs: &programs,
         seconds: args.seconds,
         pps: args.pps,
+        repeats: args.repeats,
         gro: !args.no_gro,
     };
     let mut out = std::io::stdout();
@@ -173,10 +192,12 @@ fn compare(args: &Args) -> Result<(), Failure> {
         report.print_head(&mut out)?;
         for run in 1..=args.runs {
             for (engine, outcomes) in &mut report.outcomes {
-                let outcome = conditions.run(*engine, &report.shape).map_err(|error| {
-                    format!("{}, run {run} of {}: {error}", workload.name(), engine.name())
-                })?;
-                writeln!(out, "{}", report::row(run, *engine, &outcome))?;
+                let outcome = conditions
+                    .run_until_valid(*engine, &report.shape, workload.claim(), |outcome| {
+                        let row = report::row(run, *engine, outcome, conditions.is_flood());
+                        Ok(writeln!(out, "{row}")?)
+                    })
+                    .map_err(|error| told(&error, *workload, run, *engine))?;
                 outcomes.push(outcome);
             }
         }
@@ -185,10 +206,16 @@ fn compare(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
+fn told(error: &Failure, workload: Workload, run: u16, engine: Engine) -> Failure {
+    format!("{}, run {run} of {}: {error}", workload.name(), engine.name()).into()
+}
+
 /// What the workload sends, with what the command line changes of it.
 fn shape(args: &Args, workload: Workload) -> Shape {
     let mut shape = workload.shape(!args.no_checksum);
     shape.flows = args.flows.unwrap_or(shape.flows);
+    shape.endpoints = args.endpoints;
+    shape.flows = shape.flows.max(shape.endpoints);
     shape.ports = args.ports.unwrap_or(shape.ports).min(shape.flows);
     if let Some(payload) = args.payload {
         shape.payloads = vec![payload];
@@ -198,8 +225,8 @@ fn shape(args: &Args, workload: Workload) -> Shape {
 
 /// CPU use of the engine with `endpoints` endpoints and no traffic.
 fn idle(endpoints: u16) -> Result<(), Failure> {
-    let lab = Arc::new(Lab::build(true)?);
-    let target = Target::start(&lab, Engine::Ours, None)?;
+    let lab = Arc::new(Lab::build(true, false)?);
+    let target = Target::start(&lab, Engine::Ours, &Programs::default())?;
     blast::greet(&lab, endpoints)?;
     let deadline = now() + IDLE_SET_UP_LIMIT;
     let wanted = usize::from(endpoints);

@@ -5,6 +5,7 @@
 //! | packets and bytes returned | nft counter at the sink |
 //! | CPU time of the target | `/proc/<pid>/task/*/schedstat`, nanoseconds |
 //! | how the cores spent their time | `/proc/stat` |
+//! | receives, sends and frames | `/proc/<pid>/net/snmp` and `dev` |
 //! | memory of the target | `VmRSS` of `/proc/<pid>/status` |
 //!
 //! Where the kernel does not account interrupts apart (`CONFIG_IRQ_TIME_ACCOUNTING`), a softirq
@@ -29,6 +30,7 @@ pub(crate) struct Sample {
     sent: u64,
     cpu: Duration,
     core: CoreTicks,
+    moves: Moves,
 }
 
 impl Sample {
@@ -41,6 +43,7 @@ impl Sample {
             sent: sent(),
             cpu: cpu_time(pid)?,
             core: CoreTicks::read(TARGET_CORE)?,
+            moves: Moves::read(pid)?,
         })
     }
 }
@@ -58,12 +61,11 @@ pub(crate) struct Outcome {
     pub(crate) sent_per_sec: f64,
     /// Share of the sent packets that did not come back, in percent.
     pub(crate) loss_percent: f64,
-    /// Packets that were sent back per frame that the target read from gwo: 1, unless it merges.
-    pub(crate) packets_per_frame: f64,
+    /// How many packets each receive, frame and send of the target held.
+    pub(crate) merged: Merged,
     /// CPU time of the target per returned packet.
     pub(crate) cpu_ns_per_packet: f64,
-    /// CPU time of the target per second, in percent of one core. Under a flood it is 100, or
-    /// somebody else took part of the core and the run is void.
+    /// CPU time of the target per second, in percent of one core.
     pub(crate) target_percent: f64,
     /// Resident memory of the target at the end.
     pub(crate) rss_kib: u64,
@@ -72,13 +74,8 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The difference of two samples. The rest is of the whole run.
-    pub(crate) fn between(
-        first: &Sample,
-        last: &Sample,
-        rss_kib: u64,
-        packets_per_frame: f64,
-    ) -> Result<Self, Failure> {
+    /// The difference of two samples, and memory at the end.
+    pub(crate) fn between(first: &Sample, last: &Sample, rss_kib: u64) -> Result<Self, Failure> {
         let secs = last.at.duration_since(first.at).as_secs_f64();
         let returned = float(last.returned.packets - first.returned.packets)?;
         let bytes = float(last.returned.inner_bytes - first.returned.inner_bytes)?;
@@ -93,12 +90,24 @@ impl Outcome {
             inner_bytes: bytes / returned,
             sent_per_sec: sent / secs,
             loss_percent: (1.0 - returned / sent) * 100.0,
-            packets_per_frame,
+            merged: Merged::between(&first.moves, &last.moves)?,
             cpu_ns_per_packet: cpu_secs * 1e9 / returned,
             target_percent: cpu_secs / secs * 100.0,
             rss_kib,
             core_percent: last.core.percent_since(&first.core)?,
         })
+    }
+
+    /// What a flood of this run is worth.
+    pub(crate) fn verdict(&self) -> Verdict {
+        let [_user, _system, _softirq, idle] = self.core_percent;
+        if self.target_percent >= FULL_PERCENT {
+            Verdict::Valid
+        } else if self.target_percent + idle >= FULL_PERCENT {
+            Verdict::Starved
+        } else {
+            Verdict::Void
+        }
     }
 
     /// The same for machines.
@@ -107,7 +116,9 @@ impl Outcome {
             "returned_per_sec": self.returned_per_sec,
             "gbits_per_sec": self.gbits_per_sec,
             "inner_bytes": self.inner_bytes,
-            "packets_per_frame": self.packets_per_frame,
+            "packets_per_receive": self.merged.receive,
+            "packets_per_frame": self.merged.frame,
+            "packets_per_send": self.merged.send,
             "sent_per_sec": self.sent_per_sec,
             "loss_percent": self.loss_percent,
             "cpu_ns_per_packet": self.cpu_ns_per_packet,
@@ -116,6 +127,101 @@ impl Outcome {
             "core_user_system_softirq_idle_percent": self.core_percent,
         })
     }
+}
+
+/// Least share of its core that a target has under a flood, in percent.
+const FULL_PERCENT: f64 = 97.0;
+
+/// What a run under a flood is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The target had its core to itself and used it.
+    Valid,
+    /// The target had its core to itself and was idle: the generator was the limit. Its cost per
+    /// packet stands, its packets/s do not.
+    Starved,
+    /// Others took part of the core: nothing stands.
+    Void,
+}
+
+impl Verdict {
+    /// Name in tables and in JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Starved => "starved",
+            Self::Void => "void",
+        }
+    }
+}
+
+/// How many of the packets that the target sent back one move held on average.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Merged {
+    /// Per receive from the UDP socket: more than 1 where the kernel merged what arrived. A raw
+    /// socket counts none.
+    pub(crate) receive: f64,
+    /// Per frame read from gwo: more than 1 if the target merges.
+    pub(crate) frame: f64,
+    /// Per send: more than 1 if the kernel cuts what the target sends.
+    pub(crate) send: f64,
+}
+
+impl Merged {
+    fn between(first: &Moves, last: &Moves) -> Result<Self, Failure> {
+        let sent = float(last.datagrams_sent - first.datagrams_sent)?;
+        let per = |last: u64, first: u64| -> Result<f64, Failure> {
+            Ok(if last == first { 0.0 } else { sent / float(last - first)? })
+        };
+        Ok(Self {
+            receive: per(last.receives, first.receives)?,
+            frame: per(last.frames_read, first.frames_read)?,
+            send: per(last.sends, first.sends)?,
+        })
+    }
+}
+
+/// What the kernel counts in the target's namespace before it cuts and after it merges.
+#[derive(Clone, Debug)]
+struct Moves {
+    /// What UDP sockets gave to programs (UDP-MIB, `InDatagrams`).
+    receives: u64,
+    /// What programs sent (IP-MIB, `OutRequests`), of whatever socket.
+    sends: u64,
+    /// What programs read from gwo links.
+    frames_read: u64,
+    /// What left through vB, each with one packet: by then the kernel has cut what it cuts.
+    datagrams_sent: u64,
+}
+
+impl Moves {
+    /// As the process `pid` sees its network.
+    fn read(pid: u32) -> Result<Self, Failure> {
+        let snmp = fs::read_to_string(format!("/proc/{pid}/net/snmp"))?;
+        let links = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+        // "name: " and sixteen numbers; the tenth is of transmitted packets.
+        let transmitted = |name: &str| -> u64 {
+            let lines = links.lines().map(str::trim_start).filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.split_whitespace().nth(10)?.parse::<u64>().ok()).sum()
+        };
+        Ok(Self {
+            receives: snmp_counter(&snmp, "Udp:", "InDatagrams")?,
+            sends: snmp_counter(&snmp, "Ip:", "OutRequests")?,
+            frames_read: transmitted("gwo-"),
+            datagrams_sent: transmitted("vB:"),
+        })
+    }
+}
+
+/// A counter of `/proc/net/snmp`: a line of names is followed by one of values.
+fn snmp_counter(snmp: &str, protocol: &str, name: &str) -> Result<u64, Failure> {
+    let mut lines = snmp.lines().filter(|line| line.starts_with(protocol));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) = pairs
+        .find(|(found, _)| *found == name)
+        .ok_or_else(|| format!("no {protocol} {name} in /proc/net/snmp"))?;
+    Ok(value.parse()?)
 }
 
 /// Clock ticks of one core since boot.

@@ -7,10 +7,17 @@
 //! Flow *f* has cookie `0xc0000000 + f` and inner source port 10,000 + *f*. TCP packets of a flow
 //! look like those of one connection of a Linux host: header with time stamps, DF, IP IDs that
 //! count up from 1, sequence numbers that follow each other. So a program that merges what is in
-//! sequence can merge them, and cut them again into the same bytes. UDP packets have IP ID 0.
+//! sequence can merge them, and cut them again into the same bytes. UDP packets have IP ID 0, and
+//! begin their payload with their number.
+//!
+//! A generator that has come to the end of its packets advances each to what stands at its place
+//! in the next lap ([`Lap::advance`]), so that the numbers never step back.
 
 /// Bytes in front of the inner packet: 8 of GENEVE, 12 + 12 + 8 of options.
 pub(crate) const GENEVE_BYTES: usize = 40;
+
+/// Where the endpoint id stands in a datagram.
+pub(crate) const ENDPOINT_AT: usize = 12;
 
 /// Where the flow cookie stands in a datagram.
 pub(crate) const COOKIE_AT: usize = 36;
@@ -107,6 +114,17 @@ impl Flow {
         out
     }
 
+    /// What the packets made so far add to the numbers of the next ones.
+    pub(crate) fn lap(&self) -> Lap {
+        let first = Self::new(self.endpoint, self.number, self.inner);
+        Lap {
+            inner: self.inner,
+            packets: self.packets,
+            sequence: self.sequence.wrapping_sub(first.sequence),
+            acknowledged: self.acknowledged.wrapping_sub(first.acknowledged),
+        }
+    }
+
     /// 8 words of options, the inner protocol, VNI 0. Then AWS's class 0x0108, types 1 to 3, each
     /// with its length in words.
     fn geneve(&self) -> Vec<u8> {
@@ -163,7 +181,13 @@ impl Flow {
             out.extend([0, 0, 0, 1, 0, 0, 0, 1]);
             16
         };
+        let payload_at = out.len();
         out.extend((0..payload_bytes).map(|at| at.to_be_bytes()[1]));
+        if self.inner == Inner::Udp
+            && let Some(number) = out[payload_at..].first_chunk_mut()
+        {
+            *number = u32::from(self.packets).to_be_bytes();
+        }
         // The pseudo headers of RFC 768 and RFC 8200 §8.1 have the same sum: addresses, protocol,
         // length.
         let mut summed = self.addresses();
@@ -200,7 +224,77 @@ impl Flow {
     }
 }
 
-/// RFC 1071, word by word: this runs when the load is built, not when it is sent.
+/// The numbers of a flow that change from one lap of its packets to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lap {
+    inner: Inner,
+    packets: u16,
+    sequence: u32,
+    acknowledged: u32,
+}
+
+impl Lap {
+    /// Makes of a datagram the one at its place in the next lap, checksums included.
+    pub(crate) fn advance(&self, datagram: &mut [u8]) {
+        let packet = &mut datagram[GENEVE_BYTES..];
+        let transport = usize::from(self.inner.ip_bytes());
+        if self.inner == Inner::Udp {
+            let payload = transport + 8;
+            if packet.len() >= payload + 4 {
+                add(packet, payload, self.packets.into(), transport + 6);
+            }
+            return;
+        }
+        if self.inner == Inner::Tcp4 {
+            let id = u16_at(packet, 4);
+            replace(packet, 4, id.wrapping_add(self.packets), 10);
+        }
+        add(packet, transport + 4, self.sequence, transport + 16);
+        if self.acknowledged != 0 {
+            add(packet, transport + 8, self.acknowledged, transport + 16);
+        }
+    }
+}
+
+/// Adds to the 32-bit number at `at`, and mends the checksum at `checksum_at`.
+fn add(packet: &mut [u8], at: usize, step: u32, checksum_at: usize) {
+    let number = u32::from(u16_at(packet, at)) << 16 | u32::from(u16_at(packet, at + 2));
+    let [a, b, c, d] = number.wrapping_add(step).to_be_bytes();
+    replace(packet, at, u16::from_be_bytes([a, b]), checksum_at);
+    replace(packet, at + 2, u16::from_be_bytes([c, d]), checksum_at);
+}
+
+/// Writes a word, and mends the checksum that covers it (RFC 1624 §3, equation 3). Zero is written
+/// in its other form: right for UDP, and for TCP it comes only of a packet that is all zeroes.
+fn replace(packet: &mut [u8], at: usize, new: u16, checksum_at: usize) {
+    let old = u16_at(packet, at);
+    let sum = [!u16_at(packet, checksum_at), !old, new].map(u32::from).iter().sum::<u32>();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from(sum).expect("folded into 16 bits");
+    packet[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    packet[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Whether the checksums of an inner packet of this generator are right.
+pub(crate) fn has_valid_checksums(packet: &[u8]) -> bool {
+    let is_ipv4 = packet[0] >> 4 == 4;
+    let (ip_bytes, protocol, addresses) =
+        if is_ipv4 { (20, packet[9], 12..20) } else { (40, packet[6], 8..40) };
+    let transport = &packet[ip_bytes..];
+    let mut summed = packet[addresses].to_vec();
+    summed.extend([0, protocol]);
+    summed.extend(short(transport.len()).to_be_bytes());
+    summed.extend(transport);
+    (!is_ipv4 || internet_checksum(&packet[..20]) == 0) && internet_checksum(&summed) == 0
+}
+
+/// A number of 16 bits, in the network's byte order.
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// RFC 1071, word by word: this runs before a load is sent, and when packets are looked at.
 fn internet_checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2);
     let sum = words.fold(0_u32, |sum, word| {

@@ -50,7 +50,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081))?;
     socket.set_nonblocking(true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-    let (gwi, gwo) = tun::pair()?;
+    let (gwi, gwo) = tun::pair(tun::NO_OFFLOADS)?;
     let unknown = Origin { header: [0; GENEVE_BYTES], outer_port: 0 };
     let mut relay = Relay {
         socket,

@@ -16,10 +16,7 @@
 //!
 //! Needs Linux 6.7 (`IORING_OP_READ_MULTISHOT`). Ends when its standard input ends, and then prints
 //! how many datagrams it sent.
-#![expect(
-    unsafe_code,
-    reason = "buffers and message headers are shared with the kernel by address"
-)]
+#![expect(unsafe_code, reason = "message headers are shared with the kernel by address")]
 
 use std::io::ErrorKind;
 use std::io::Write;
@@ -27,16 +24,12 @@ use std::net::Ipv4Addr;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
-use std::ptr::NonNull;
-use std::sync::atomic::AtomicU16;
-use std::sync::atomic::Ordering;
 
 use io_uring::IoUring;
 use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::squeue;
 use io_uring::squeue::Flags;
-use io_uring::types::BufRingEntry;
 use io_uring::types::Fd;
 use io_uring::types::Fixed;
 use nix::errno::Errno;
@@ -45,6 +38,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 use crate::blast;
+use crate::buffers::BUFFERS_MAX;
+use crate::buffers::BufferRing;
 use crate::lab;
 use crate::lab::Failure;
 use crate::packet::GENEVE_BYTES;
@@ -53,9 +48,9 @@ use crate::tun;
 use crate::tun::VNET_BYTES;
 use crate::workload::FLOWS_MAX;
 
-/// Buffers of each of the two rings, a power of two: what can be in flight each way. The kernel
-/// takes them in turn, so all of them are in use; more would only spread over the caches.
-const BUFFERS: u16 = 256;
+/// Buffers of each of the two rings: what can be in flight each way. The kernel takes them in turn,
+/// so all of them are in use; more would only spread over the caches.
+const BUFFERS: u16 = BUFFERS_MAX;
 
 /// Bytes of a buffer: the largest datagram of a 9,001-byte MTU and what recvmsg puts before it.
 const BUFFER_BYTES: usize = 9216;
@@ -93,7 +88,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6081))?;
     setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-    let (gwi, gwo) = tun::pair()?;
+    let (gwi, gwo) = tun::pair(tun::NO_OFFLOADS)?;
     let files = [socket.as_raw_fd(), gwi.as_raw_fd(), gwo.as_raw_fd()];
     let mut relay = Relay::new(files)?;
     writeln!(std::io::stdout(), "ready")?;
@@ -151,9 +146,15 @@ impl Relay {
         ring.submitter().register_files_sparse(places)?;
         ring.submitter().register_files_update(0, &files)?;
         let unknown = Origin { header: [0; GENEVE_BYTES], sender: 0 };
+        let mut datagrams = BufferRing::register(&ring, 0, BUFFER_BYTES)?;
+        let mut frames = BufferRing::register(&ring, 1, BUFFER_BYTES)?;
+        for buffers in [&mut datagrams, &mut frames] {
+            (0..BUFFERS).for_each(|buffer| buffers.put(buffer));
+            buffers.publish();
+        }
         Ok(Self {
-            datagrams: BufferRing::register(&ring, 0)?,
-            frames: BufferRing::register(&ring, 1)?,
+            datagrams,
+            frames,
             ring,
             letters: (0..BUFFERS).map(|_| Letter::blank()).collect(),
             origins: vec![unknown; 1 << 16].into(),
@@ -244,12 +245,12 @@ impl Relay {
 
     /// A datagram is in `buffer`: remembers how it came, and writes the packet in it to gwi.
     fn write(&mut self, buffer: u16, bytes: usize) -> Result<(), Failure> {
-        let outer_port = u16_at(self.datagrams.taken(buffer, bytes), NAME_PORT_AT);
+        let outer_port = u16_at(self.datagrams.bytes(buffer), NAME_PORT_AT);
         let sender = match self.sender_of_port[usize::from(outer_port)] {
             0 => self.new_sender(outer_port)?,
             sender => sender,
         };
-        let whole = self.datagrams.taken(buffer, bytes);
+        let whole = &mut self.datagrams.bytes_mut(buffer)[..bytes];
         let flow = flow_of(&whole[DATAGRAM_AT + GENEVE_BYTES..]);
         let (front, _packet) = whole.split_at_mut(DATAGRAM_AT + GENEVE_BYTES);
         let header: &mut [u8; GENEVE_BYTES] = front.last_chunk_mut().ok_or("no header")?;
@@ -263,7 +264,7 @@ impl Relay {
 
     /// A frame is in `buffer`: sends its packet back the way its flow came.
     fn send(&mut self, buffer: u16, bytes: usize) -> Result<(), Failure> {
-        let frame = self.frames.taken(buffer, bytes);
+        let frame = &mut self.frames.bytes_mut(buffer)[..bytes];
         let origin = &self.origins[flow_of(&frame[VNET_BYTES..])];
         if origin.sender == 0 {
             return Err("a packet of no flow came back".into());
@@ -317,84 +318,6 @@ impl Letter {
             parts: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2],
             message: blank_message(),
         }
-    }
-}
-
-/// A ring of buffers from which multishot operations take, and the buffers. Never freed: both are
-/// the kernel's until the process ends.
-struct BufferRing {
-    group: u16,
-    entries: NonNull<BufRingEntry>,
-    buffers: NonNull<u8>,
-    tail: u16,
-    /// Buffers that the kernel may take.
-    free: u16,
-}
-
-/// The kernel wants the ring on a page of its own.
-#[repr(C, align(4096))]
-struct RingMemory([[u64; 2]; BUFFERS as usize]);
-
-impl BufferRing {
-    fn register(ring: &IoUring, group: u16) -> Result<Self, Failure> {
-        let entries: &'static mut RingMemory =
-            Box::leak(Box::new(RingMemory([[0; 2]; BUFFERS as usize])));
-        let buffers = vec![0_u8; BUFFER_BYTES * usize::from(BUFFERS)].leak();
-        let mut this = Self {
-            group,
-            entries: NonNull::from(entries).cast(),
-            buffers: NonNull::from(buffers).cast(),
-            tail: 0,
-            free: 0,
-        };
-        let address = u64::try_from(this.entries.addr().get())?;
-        let submitter = ring.submitter();
-        // SAFETY: the memory is page-aligned, as large as BUFFERS entries, and leaked.
-        unsafe { submitter.register_buf_ring_with_flags(address, BUFFERS, group, 0) }?;
-        for buffer in 0..BUFFERS {
-            this.put(buffer);
-        }
-        this.publish();
-        Ok(this)
-    }
-
-    /// The first `bytes` bytes of a buffer that the kernel has given to us.
-    fn taken(&mut self, buffer: u16, bytes: usize) -> &mut [u8] {
-        assert!(bytes <= BUFFER_BYTES, "the kernel was told the size");
-        let place = self.place(buffer);
-        // SAFETY: the bytes are inside the buffer and initialised (to zero, if not received). The
-        // kernel has completed its write into it and does not take it again before put(); the
-        // borrow of self keeps a second reference away.
-        unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), bytes) }
-    }
-
-    fn place(&self, buffer: u16) -> NonNull<u8> {
-        assert!(buffer < BUFFERS, "the kernel gives back what it was given");
-        // SAFETY: the number is below BUFFERS, so the offset is inside the leaked array.
-        unsafe { self.buffers.add(usize::from(buffer) * BUFFER_BYTES) }
-    }
-
-    /// Offers a buffer to the kernel, from the next [`Self::publish`] on.
-    fn put(&mut self, buffer: u16) {
-        let place = self.place(buffer);
-        let slot = usize::from(self.tail % BUFFERS);
-        // SAFETY: the index is below BUFFERS, so the entry is inside the leaked ring.
-        let mut entry = unsafe { self.entries.add(slot) };
-        // SAFETY: the kernel reads entries below the published tail only; this one is above it.
-        let entry = unsafe { entry.as_mut() };
-        entry.set_addr(u64::try_from(place.addr().get()).expect("addresses have 64 bits"));
-        entry.set_len(u32::try_from(BUFFER_BYTES).expect("a small constant"));
-        entry.set_bid(buffer);
-        self.tail = self.tail.wrapping_add(1);
-        self.free += 1;
-    }
-
-    fn publish(&self) {
-        // SAFETY: `entries` is the first entry of the ring, whose spare field is the tail.
-        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY: the field is aligned, lives for ever, and is accessed by us in no other way.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::lab::Failure;
 use crate::measure::Outcome;
+use crate::measure::Verdict;
 use crate::measure::median;
 use crate::run::Conditions;
 use crate::target::Engine;
@@ -41,8 +42,8 @@ impl Report<'_> {
         )?;
         writeln!(
             out,
-            "{:>3}  {:<15}{:>11}{:>8}{:>11}{:>8}{:>14}{:>10}{:>9}   core 1: user system softirq \
-             idle %",
+            "{:>3}  {:<12}{:>11}{:>7}{:>10}{:>8}{:>14}{:>9}{:>8}{:>8}{:>8}{:>8}  {:<8}core 1: \
+             user system softirq idle %",
             "run",
             "engine",
             "returned/s",
@@ -51,7 +52,11 @@ impl Report<'_> {
             "loss %",
             "cpu ns/packet",
             "target %",
-            "rss MiB"
+            "rss MiB",
+            "p/recv",
+            "p/frame",
+            "p/send",
+            "verdict",
         )?;
         Ok(())
     }
@@ -60,22 +65,29 @@ impl Report<'_> {
     pub(crate) fn print_end(&self, out: &mut impl Write) -> Result<(), Failure> {
         writeln!(out)?;
         for (engine, runs) in &self.outcomes {
+            let name = format!("{}, median {}", self.workload.name(), engine.name());
+            let costed: Vec<_> = runs.iter().filter(|run| self.has_cost(run)).collect();
+            if costed.is_empty() {
+                writeln!(out, "{name}: none, all its runs are void")?;
+                continue;
+            }
+            let median = |value: fn(&Outcome) -> f64| median(costed.iter().map(|run| value(run)));
             writeln!(
                 out,
-                "{}, median {}: {:.0} packets/s, {:.2} Gbit/s, {:.0} ns of CPU per packet, {:.2} \
-                 packets per frame",
-                self.workload.name(),
-                engine.name(),
-                median(runs.iter().map(|run| run.returned_per_sec)),
-                median(runs.iter().map(|run| run.gbits_per_sec)),
-                median(runs.iter().map(|run| run.cpu_ns_per_packet)),
-                median(runs.iter().map(|run| run.packets_per_frame)),
+                "{name}: {:.0} packets/s, {:.2} Gbit/s, {:.0} ns of CPU per packet; packets per \
+                 receive {:.2}, frame {:.2}, send {:.2}",
+                median(|run| run.returned_per_sec),
+                median(|run| run.gbits_per_sec),
+                median(|run| run.cpu_ns_per_packet),
+                median(|run| run.merged.receive),
+                median(|run| run.merged.frame),
+                median(|run| run.merged.send),
             )?;
         }
         let rates = self.rate_ratios();
         let costs = self.cost_ratios();
         for (what, ratios) in [("packets/s", &rates), ("CPU ns per packet", &costs)] {
-            for Ratio { engine, of, runs } in ratios {
+            for Ratio { engine, of, runs } in ratios.iter().filter(|ratio| !ratio.runs.is_empty()) {
                 writeln!(
                     out,
                     "{}, {what}, {} / {}: median {:.3} of the runs' ratios ({:.3} to {:.3})",
@@ -94,27 +106,50 @@ impl Report<'_> {
 
     /// Of each engine but the first: its packets/s over those of the first.
     fn rate_ratios(&self) -> Vec<Ratio> {
-        self.ratios(self.outcomes[0].0, |run| run.returned_per_sec)
+        let (first, _) = self.outcomes[0];
+        self.ratios(first, |run| run.returned_per_sec, |run| self.has_rate(run))
     }
 
     /// Of each engine but ours: its CPU time per packet over that of ours, if ours runs too.
     fn cost_ratios(&self) -> Vec<Ratio> {
-        self.ratios(Engine::Ours, |run| run.cpu_ns_per_packet)
+        self.ratios(Engine::Ours, |run| run.cpu_ns_per_packet, |run| self.has_cost(run))
     }
 
-    fn ratios(&self, of: Engine, value: impl Fn(&Outcome) -> f64) -> Vec<Ratio> {
+    /// Whether a run's packets/s mean something.
+    fn has_rate(&self, run: &Outcome) -> bool {
+        !self.conditions.is_flood() || run.verdict() == Verdict::Valid
+    }
+
+    /// Whether a run's CPU time per packet means something.
+    fn has_cost(&self, run: &Outcome) -> bool {
+        !self.conditions.is_flood() || run.verdict() != Verdict::Void
+    }
+
+    /// Ratios of the rounds in which both runs count.
+    fn ratios(
+        &self,
+        of: Engine,
+        value: impl Fn(&Outcome) -> f64,
+        counts: impl Fn(&Outcome) -> bool,
+    ) -> Vec<Ratio> {
         let Some((_, base)) = self.outcomes.iter().find(|(engine, _)| *engine == of) else {
             return Vec::new();
         };
         let others = self.outcomes.iter().filter(|(engine, _)| *engine != of);
-        let ratio = |(run, base): (&Outcome, &Outcome)| value(run) / value(base);
-        others
-            .map(|(engine, runs)| Ratio {
-                engine: *engine,
-                of,
-                runs: runs.iter().zip(base).map(ratio).collect(),
-            })
-            .collect()
+        let pairs = |runs: &[Outcome]| -> Vec<f64> {
+            let pairs = runs.iter().zip(base).filter(|(run, base)| counts(run) && counts(base));
+            pairs.map(|(run, base)| value(run) / value(base)).collect()
+        };
+        others.map(|(engine, runs)| Ratio { engine: *engine, of, runs: pairs(runs) }).collect()
+    }
+
+    /// A run for machines. Only a flood has a verdict.
+    fn run_json(&self, run: &Outcome) -> serde_json::Value {
+        let mut json = run.json();
+        if self.conditions.is_flood() {
+            json["verdict"] = run.verdict().name().into();
+        }
+        json
     }
 
     fn json(&self, rates: &[Ratio], costs: &[Ratio]) -> Result<serde_json::Value, Failure> {
@@ -122,7 +157,7 @@ impl Report<'_> {
             .outcomes
             .iter()
             .map(|(engine, runs)| {
-                let runs: Vec<_> = runs.iter().map(Outcome::json).collect();
+                let runs: Vec<_> = runs.iter().map(|run| self.run_json(run)).collect();
                 (engine.name().to_owned(), json!(runs))
             })
             .collect();
@@ -140,6 +175,8 @@ impl Report<'_> {
             "outer_checksum": self.shape.has_checksum,
             "pps": self.conditions.pps,
             "gro": self.conditions.gro,
+            "endpoints": self.shape.endpoints,
+            "ours_args": self.conditions.programs.ours_args,
             "runs": runs,
             "ratios_to_first": table(rates),
             "cpu_ratios_to_ours": table(costs),
@@ -148,10 +185,12 @@ impl Report<'_> {
 }
 
 /// One run as a row of the table.
-pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome) -> String {
+pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome, is_flood: bool) -> String {
     let core = outcome.core_percent.map(|percent| format!("{percent:.0}"));
+    let merged = &outcome.merged;
     format!(
-        "{run:>3}  {:<15}{:>11.0}{:>8.2}{:>11.0}{:>8.1}{:>14.0}{:>10.0}{:>9}   {}",
+        "{run:>3}  {:<12}{:>11.0}{:>7.2}{:>10.0}{:>8.1}{:>14.0}{:>9.0}{:>8}{:>8.2}{:>8.2}{:>8.2}  \
+         {:<8}{}",
         engine.name(),
         outcome.returned_per_sec,
         outcome.gbits_per_sec,
@@ -160,6 +199,10 @@ pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome) -> String {
         outcome.cpu_ns_per_packet,
         outcome.target_percent,
         outcome.rss_kib / 1024,
+        merged.receive,
+        merged.frame,
+        merged.send,
+        if is_flood { outcome.verdict().name() } else { "-" },
         core.join(" "),
     )
 }

@@ -1,7 +1,6 @@
 //! One run: one target under one load in namespaces of its own, from start to end, with the checks
 //! that make its figures worth printing.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +11,19 @@ use crate::lab::Books;
 use crate::lab::Failure;
 use crate::lab::Lab;
 use crate::measure;
+use crate::measure::Merged;
 use crate::measure::Outcome;
 use crate::measure::Sample;
-use crate::measure::float;
+use crate::measure::Verdict;
 use crate::measure::now;
 use crate::measure::pause;
 use crate::sight;
 use crate::target;
 use crate::target::Engine;
+use crate::target::InnerPackets;
+use crate::target::Programs;
 use crate::target::Target;
+use crate::workload::Claim;
 use crate::workload::Shape;
 
 /// Rate until the first packet is back: enough to create the endpoint, too little to hurt.
@@ -34,6 +37,9 @@ const WARM_UP_LIMIT: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(300);
 const SETTLE_PER_FLOW: Duration = Duration::from_micros(50);
 
+/// Counters are read one after the other: 1 may come out as a little less.
+const CLAIM_TOLERANCE: f64 = 0.99;
+
 /// How long what is still in the queues may take to be counted after the load has ended.
 const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 
@@ -41,15 +47,20 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 /// core, and in most starts on a core that it has to share.
 const PEER_STARTS: u32 = 50;
 
+/// Whether the program of this repository merges packets and shares sends unless told otherwise.
+const OURS_MERGES: bool = false;
+
 /// What is the same in all runs.
 #[derive(Debug)]
 pub(crate) struct Conditions<'a> {
-    /// AWS's program.
-    pub(crate) peer: Option<&'a Path>,
+    /// What targets need to be told.
+    pub(crate) programs: &'a Programs,
     /// Measured seconds.
     pub(crate) seconds: u16,
     /// Packets per second to send; 0 floods.
     pub(crate) pps: u64,
+    /// How often a void run is repeated.
+    pub(crate) repeats: u16,
     /// Whether the target's veth merges what arrives.
     pub(crate) gro: bool,
 }
@@ -62,8 +73,32 @@ struct Running {
 }
 
 impl Conditions<'_> {
+    /// Runs a target, again and again while its run is void. `look` sees every run.
+    pub(crate) fn run_until_valid(
+        &self,
+        engine: Engine,
+        shape: &Shape,
+        claim: Option<Claim>,
+        mut look: impl FnMut(&Outcome) -> Result<(), Failure>,
+    ) -> Result<Outcome, Failure> {
+        let mut repeats = 0..self.repeats;
+        loop {
+            let outcome = self.run(engine, shape, claim)?;
+            look(&outcome)?;
+            let is_void = self.is_flood() && outcome.verdict() == Verdict::Void;
+            if !is_void || repeats.next().is_none() {
+                return Ok(outcome);
+            }
+        }
+    }
+
     /// One target from start to end.
-    pub(crate) fn run(&self, engine: Engine, shape: &Shape) -> Result<Outcome, Failure> {
+    pub(crate) fn run(
+        &self,
+        engine: Engine,
+        shape: &Shape,
+        claim: Option<Claim>,
+    ) -> Result<Outcome, Failure> {
         let Running { lab, target, blast } = self.start(engine, shape)?;
         blast.set_pps(self.pps);
         pause(SETTLE + SETTLE_PER_FLOW * u32::from(shape.flows));
@@ -74,10 +109,27 @@ impl Conditions<'_> {
         blast.set_pps(sight::PPS);
         sight::verify(&lab, shape)?;
         let sent = blast.stop()?;
-        let packets_per_frame = check_books(&lab, target, engine, sent)?;
-        let outcome = Outcome::between(&first, &last, rss_kib, packets_per_frame)?;
+        check_books(&lab, target, engine, sent)?;
+        let outcome = Outcome::between(&first, &last, rss_kib)?;
         check_size(&outcome, shape)?;
+        if let Some(claim) = claim.filter(|_| self.is_flood() && self.merges(engine)) {
+            check_claim(&outcome.merged, claim)?;
+        }
         Ok(outcome)
+    }
+
+    /// Whether the generator sends as fast as it can.
+    pub(crate) const fn is_flood(&self) -> bool {
+        self.pps == 0
+    }
+
+    /// Whether the engine merges all that can be merged.
+    fn merges(&self, engine: Engine) -> bool {
+        match engine {
+            Engine::RelayMerge => true,
+            Engine::Ours => OURS_MERGES && self.programs.ours_args.is_empty(),
+            Engine::RelayUring | Engine::RelaySyscalls | Engine::Peer => false,
+        }
     }
 
     fn start(&self, engine: Engine, shape: &Shape) -> Result<Running, Failure> {
@@ -92,8 +144,8 @@ impl Conditions<'_> {
     }
 
     fn start_once(&self, engine: Engine, shape: &Shape) -> Result<Running, Failure> {
-        let lab = Arc::new(Lab::build(self.gro)?);
-        let mut target = Target::start(&lab, engine, self.peer)?;
+        let lab = Arc::new(Lab::build(self.gro, shape.clears_checksums())?);
+        let mut target = Target::start(&lab, engine, self.programs)?;
         let blast = Blast::start(&lab, shape.clone(), WARM_UP_PPS);
         match await_first_packet(&lab, &mut target) {
             Ok(()) => Ok(Running { lab, target, blast }),
@@ -122,46 +174,80 @@ fn await_first_packet(lab: &Lab, target: &mut Target) -> Result<(), Failure> {
 
 /// Every packet that the sink counted was read from gwo, was written to gwi before, and was sent by
 /// the generator before; and what the target read and the sink did not count was lost at the sink.
-///
-/// Returns how many packets each frame read from gwo held: the relays and the peer never merge.
-fn check_books(lab: &Arc<Lab>, target: Target, engine: Engine, sent: u64) -> Result<f64, Failure> {
+fn check_books(lab: &Arc<Lab>, target: Target, engine: Engine, sent: u64) -> Result<(), Failure> {
     let books = closed_books(lab, engine)?;
-    let arrived = books.arrived();
-    if !is_balanced(&books, engine) {
-        let drops = if engine == Engine::Ours { target::page(lab)? } else { json!(null) };
-        return Err(format!("packets got lost in the target: {books:?}, its page: {drops}").into());
+    let arrived = books.kernel.arrived();
+    if !books.are_balanced(engine) {
+        let page = if engine == Engine::Ours { target::page(lab)? } else { json!(null) };
+        return Err(format!("packets got lost in the target: {books:?}, its page: {page}").into());
     }
-    if sent < arrived || books.written_gwi < books.read_gwo {
+    if sent < arrived || books.kernel.written_gwi < books.kernel.read_gwo {
         return Err(format!("packets from nowhere: {sent} sent, {books:?}").into());
     }
     match target.stop()? {
         Some(said) if said != arrived => {
             Err(format!("the target says {said}, but {books:?}").into())
         }
-        _ => Ok(float(arrived)? / float(books.read_gwo)?),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel's counts, in frames and datagrams, and the engine's, in inner packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BothBooks {
+    kernel: Books,
+    engine: Option<InnerPackets>,
+}
+
+impl BothBooks {
+    fn read(lab: &Arc<Lab>, engine: Engine) -> Result<Self, Failure> {
+        let is_ours = engine == Engine::Ours;
+        let engine = is_ours.then(|| target::inner_packets(lab)).transpose()?;
+        Ok(Self { kernel: lab.books()?, engine })
+    }
+
+    /// Whether all that the target read from gwo has arrived. A frame may hold several packets:
+    /// how many, the engine says, and the relay that merges says when it ends how many it sent.
+    fn are_balanced(&self, engine: Engine) -> bool {
+        let Books { written_gwi, read_gwo, .. } = self.kernel;
+        let arrived = self.kernel.arrived();
+        if let Some(InnerPackets { to_gwi, from_gwo }) = self.engine {
+            let is_redirected =
+                if written_gwi == read_gwo { to_gwi == from_gwo } else { to_gwi > from_gwo };
+            return from_gwo == arrived && read_gwo <= from_gwo && is_redirected;
+        }
+        match engine {
+            Engine::RelayMerge => read_gwo <= arrived,
+            Engine::Ours | Engine::Peer | Engine::RelaySyscalls | Engine::RelayUring => {
+                read_gwo == arrived
+            }
+        }
     }
 }
 
 /// The counts once nothing moves any more. A target that shares its core may still have packets in
 /// hand while it waits for its turn, so books that do not balance get more time.
-fn closed_books(lab: &Lab, engine: Engine) -> Result<Books, Failure> {
+fn closed_books(lab: &Arc<Lab>, engine: Engine) -> Result<BothBooks, Failure> {
     let deadline = now() + CLOSING_LIMIT;
-    let mut books = lab.books()?;
+    let mut books = BothBooks::read(lab, engine)?;
     loop {
         pause(Duration::from_millis(100));
-        let later = lab.books()?;
-        if later == books && is_balanced(&books, engine) || now() > deadline {
+        let later = BothBooks::read(lab, engine)?;
+        if later == books && books.are_balanced(engine) || now() > deadline {
             return Ok(later);
         }
         books = later;
     }
 }
 
-/// Whether all that the target read from gwo has arrived.
-fn is_balanced(books: &Books, engine: Engine) -> bool {
-    let may_merge = engine == Engine::Ours;
-    let arrived = books.arrived();
-    books.read_gwo == arrived || may_merge && books.read_gwo < arrived
+/// The target merged, and had its sends cut, as the load allows it.
+fn check_claim(merged: &Merged, claim: Claim) -> Result<(), Failure> {
+    let is_met = merged.frame >= claim.frame * CLAIM_TOLERANCE
+        && merged.send >= claim.send * CLAIM_TOLERANCE;
+    if is_met {
+        return Ok(());
+    }
+    Err(format!("the load was not merged as it can be: {merged:.2?}, not {claim:?}").into())
 }
 
 /// The mean size of what the kernel counted at the sink is that of the load; where sizes are mixed,

@@ -1,13 +1,15 @@
 //! A look at the packets themselves, once the figures are taken: did the load consist of what its
 //! name claims, and did each packet come back as its own flow's?
 //!
-//! A packet socket in the sender's namespace sees what leaves through vA and what comes in, before
-//! the sink drops it. It costs time of both cores, so it is open only after the measured span, and
-//! at a reduced rate ([`PPS`]), so that what it does not see can be told from what it missed.
+//! A packet socket in the sender's namespace sees what comes in through vA, before the sink drops
+//! it; another one in the target's namespace what has arrived there. They cost time of both cores,
+//! so they are open only after the measured span, and at a reduced rate ([`PPS`]), so that what
+//! they do not see can be told from what they missed.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -32,17 +34,22 @@ use crate::lab::Lab;
 use crate::measure::now;
 use crate::packet::COOKIE_AT;
 use crate::packet::COOKIE_FIRST;
+use crate::packet::ENDPOINT_AT;
 use crate::packet::GENEVE_BYTES;
 use crate::packet::INNER_PORT_FIRST;
+use crate::packet::has_valid_checksums;
 use crate::packet::inner_port_at;
+use crate::packet::u16_at;
 use crate::workload::Shape;
 use crate::workload::share;
 
 /// Rate of the load while it is looked at: any target and this socket keep up with it.
 pub(crate) const PPS: u64 = 10_000;
 
-/// Fewest returned packets that are looked at.
+/// Fewest returned packets that are looked at, and arrived datagrams. GRO makes one of many, so
+/// that few of the latter are to be had.
 const PACKETS_MIN: usize = 3000;
+const ARRIVED_MIN: usize = 50;
 
 /// How long all flows may take to be seen: many times what they take at [`PPS`].
 const LIMIT: Duration = Duration::from_secs(30);
@@ -67,8 +74,6 @@ struct Sight {
     ports: HashSet<u16>,
     /// How many inner packets of each size.
     sizes: HashMap<u16, usize>,
-    sent: usize,
-    sent_without_checksum: usize,
 }
 
 /// Looks at the running load until every flow came back.
@@ -78,31 +83,72 @@ struct Sight {
 pub(crate) fn verify(lab: &Arc<Lab>, shape: &Shape) -> Result<(), Failure> {
     let (lab, shape) = (Arc::clone(lab), shape.clone());
     thread::spawn(move || {
+        let claimed = |what| Failure::from(format!("not the load it claims: {what}"));
+        lab.enter(Host::Target)?;
+        verify_checksums(&shape)?.map_err(claimed)?;
         lab.enter(Host::Sender)?;
-        let sight = look(&shape)?;
-        sight.compare(&shape).map_err(|what| format!("not the load it claims: {what}").into())
+        look(&shape)?.compare(&shape).map_err(claimed)
     })
     .join()
     .map_err(|_| "the thread that looks at the packets panicked")?
 }
 
 fn look(shape: &Shape) -> Result<Sight, Failure> {
+    let tap = tap()?;
+    let mut sight = Sight::default();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let deadline = now() + LIMIT;
+    while now() < deadline && !sight.is_enough(shape) {
+        if let Some(bytes) = next_packet(&tap, &mut buffer)? {
+            sight.add(&buffer[..bytes], shape)?;
+        }
+    }
+    Ok(sight)
+}
+
+/// Whether the datagrams that arrive have the outer checksum that is claimed, or have none.
+fn verify_checksums(shape: &Shape) -> Result<Result<(), String>, Failure> {
+    let tap = tap()?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let (mut arrived, mut without) = (0, 0);
+    let deadline = now() + LIMIT;
+    while now() < deadline && arrived < ARRIVED_MIN {
+        let Some(bytes) = next_packet(&tap, &mut buffer)? else { continue };
+        let packet = &buffer[..bytes];
+        if is_geneve(packet) && packet[OUTER_SOURCE_AT..][..4] == lab::SENDER.octets() {
+            arrived += 1;
+            without += usize::from(u16_at(packet, OUTER_CHECKSUM_AT) == 0);
+        }
+    }
+    let claimed = if shape.has_checksum { 0 } else { arrived };
+    if arrived < ARRIVED_MIN || without != claimed {
+        return Ok(Err(format!("{without} of {arrived} datagrams without outer checksum")));
+    }
+    Ok(Ok(()))
+}
+
+/// A packet socket of the current namespace.
+fn tap() -> Result<OwnedFd, Failure> {
     // Datagram: the packet starts with its IP header.
     let tap =
         socket(AddressFamily::Packet, SockType::Datagram, SockFlag::empty(), SockProtocol::EthAll)?;
     setsockopt(&tap, sockopt::RcvBufForce, &(64 << 20))?;
     setsockopt(&tap, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000))?;
-    let mut sight = Sight::default();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let deadline = now() + LIMIT;
-    while now() < deadline && !sight.is_enough(shape) {
-        match recv(tap.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(bytes) => sight.add(&buffer[..bytes], shape)?,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(error) => return Err(format!("recv of a packet socket: {error}").into()),
-        }
+    Ok(tap)
+}
+
+/// The length of the next packet, of which the start is in `buffer`; none for a while.
+fn next_packet(tap: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
+    match recv(tap.as_raw_fd(), buffer, MsgFlags::empty()) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(error) => Err(format!("recv of a packet socket: {error}").into()),
     }
-    Ok(sight)
+}
+
+/// Not ARP, and not whatever else is no GENEVE datagram of ours.
+fn is_geneve(packet: &[u8]) -> bool {
+    packet.len() > DATAGRAM_AT + GENEVE_BYTES && packet[0] == 0x45 && packet[9] == 17
 }
 
 impl Sight {
@@ -111,13 +157,7 @@ impl Sight {
     }
 
     fn add(&mut self, packet: &[u8], shape: &Shape) -> Result<(), Failure> {
-        // ARP, and whatever else is no GENEVE datagram of ours.
-        if packet.len() <= DATAGRAM_AT + GENEVE_BYTES || packet[0] != 0x45 || packet[9] != 17 {
-            return Ok(());
-        }
-        if packet[OUTER_SOURCE_AT..OUTER_SOURCE_AT + 4] == lab::SENDER.octets() {
-            self.sent += 1;
-            self.sent_without_checksum += usize::from(u16_at(packet, OUTER_CHECKSUM_AT) == 0);
+        if !is_geneve(packet) || packet[OUTER_SOURCE_AT..][..4] == lab::SENDER.octets() {
             return Ok(());
         }
         let datagram = &packet[DATAGRAM_AT..];
@@ -126,11 +166,15 @@ impl Sight {
         let flow = u16_at(inner, inner_port_at(inner[0])).wrapping_sub(INNER_PORT_FIRST);
         let cookie = (COOKIE_FIRST | u32::from(flow)).to_be_bytes();
         if datagram[COOKIE_AT..GENEVE_BYTES] != cookie
+            || datagram[ENDPOINT_AT..][..8] != shape.endpoint_of(flow).to_be_bytes()
             || outer_port != OUTER_PORT_FIRST + flow % shape.ports
         {
             let seen = &datagram[COOKIE_AT..GENEVE_BYTES];
             let what = format!("flow {flow} came back from port {outer_port}, cookie {seen:x?}");
             return Err(what.into());
+        }
+        if !has_valid_checksums(inner) {
+            return Err(format!("a packet of flow {flow} came back with a wrong checksum").into());
         }
         self.returned += 1;
         self.flows.insert(flow);
@@ -157,17 +201,6 @@ impl Sight {
         if self.sizes.len() != sizes.len() || !sizes.iter().all(is_as_claimed) {
             return Err(format!("inner sizes {:?}, not {sizes:?}", self.sizes));
         }
-        let without = if shape.has_checksum { 0 } else { self.sent };
-        if self.sent == 0 || self.sent_without_checksum != without {
-            return Err(format!(
-                "{} of {} datagrams without outer checksum",
-                self.sent_without_checksum, self.sent
-            ));
-        }
         Ok(())
     }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Child;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ const START_LIMIT: Duration = Duration::from_secs(5);
 /// What stands in the target's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Engine {
+    /// `relay_merge.rs`.
+    RelayMerge,
     /// `relay_uring.rs`.
     RelayUring,
     /// `relay_syscalls.rs`.
@@ -52,12 +54,22 @@ impl Engine {
     /// Name in tables and in JSON, the same as on the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::RelayMerge => "relay-merge",
             Self::RelayUring => "relay-uring",
             Self::RelaySyscalls => "relay-syscalls",
             Self::Ours => "ours",
             Self::Peer => "peer",
         }
     }
+}
+
+/// What a target needs to be told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Programs {
+    /// AWS's program.
+    pub(crate) peer: Option<PathBuf>,
+    /// More arguments for ours.
+    pub(crate) ours_args: Vec<String>,
 }
 
 /// A running target. Killed when dropped.
@@ -69,24 +81,25 @@ pub(crate) struct Target {
 
 impl Target {
     /// Starts `engine` on the target's core and returns once it can take datagrams.
-    /// `peer` is the path of AWS's program.
     pub(crate) fn start(
         lab: &Arc<Lab>,
         engine: Engine,
-        peer: Option<&Path>,
+        programs: &Programs,
     ) -> Result<Self, Failure> {
         let mut command = lab.command(Host::Target, lab::TARGET_CORE)?;
         match engine {
-            Engine::RelayUring | Engine::RelaySyscalls => {
+            Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
                 command.arg(std::env::current_exe()?).arg(engine.name());
             }
             Engine::Ours => {
                 command
                     .arg(env!("CARGO_BIN_EXE_gwlbtun"))
                     .args(["--cores", &lab::TARGET_CORE.to_string(), "-c", tun::REDIRECT])
-                    .args(["-j", "-p", &HEALTH_PORT.to_string()]);
+                    .args(["-j", "-p", &HEALTH_PORT.to_string()])
+                    .args(&programs.ours_args);
             }
             Engine::Peer => {
+                let peer = programs.peer.as_ref();
                 command
                     .arg(peer.ok_or("the engine \"peer\" needs --peer PATH")?)
                     .args(["--udpthreads", "1", "--tunthreads", "1", "-c", tun::REDIRECT])
@@ -94,13 +107,15 @@ impl Target {
             }
         }
         let output = match engine {
-            Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
+            Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
             Engine::Ours | Engine::Peer => Stdio::null(),
         };
         let child = command.stdin(Stdio::piped()).stdout(output).spawn()?;
         let mut target = Self { engine, child };
         match engine {
-            Engine::RelayUring | Engine::RelaySyscalls => target.expect_ready()?,
+            Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
+                target.expect_ready()?;
+            }
             Engine::Ours | Engine::Peer => target.wait_until_healthy(lab)?,
         }
         Ok(target)
@@ -138,7 +153,9 @@ impl Target {
             return Err(format!("{} ended with {status}", self.engine.name()).into());
         }
         match self.engine {
-            Engine::RelayUring | Engine::RelaySyscalls => Ok(Some(last_words.trim().parse()?)),
+            Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
+                Ok(Some(last_words.trim().parse()?))
+            }
             Engine::Ours | Engine::Peer => Ok(None),
         }
     }
@@ -186,6 +203,28 @@ pub(crate) fn page(lab: &Arc<Lab>) -> Result<serde_json::Value, Failure> {
     let answer = health(lab, REQUEST)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
     Ok(serde_json::from_str(body)?)
+}
+
+/// What the engine says that it moved, in inner packets, over all its life and endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InnerPackets {
+    /// Written to gwi.
+    pub(crate) to_gwi: u64,
+    /// Read from gwo.
+    pub(crate) from_gwo: u64,
+}
+
+/// What the engine's health page says about inner packets.
+pub(crate) fn inner_packets(lab: &Arc<Lab>) -> Result<InnerPackets, Failure> {
+    let page = page(lab)?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let endpoints = list(&page["enis"]);
+    let to_gwi = endpoints.iter().filter_map(|one| one["tunnelIn"]["pktsOut"].as_u64());
+    let threads = endpoints.iter().flat_map(|one| list(&one["tunnelOut"]["threads"]));
+    Ok(InnerPackets {
+        to_gwi: to_gwi.sum(),
+        from_gwo: threads.filter_map(|thread| thread["pktsIn"].as_u64()).sum(),
+    })
 }
 
 /// How many endpoints the engine's health page lists.

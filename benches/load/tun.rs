@@ -1,5 +1,5 @@
 //! The relays' pair of TUN links, set up as the engine sets up its own: virtio header, multi-queue,
-//! offloads off, MTU 8500, a queue of 4,096 packets, joined by `redirect.sh`.
+//! offloads as the relay wants them, MTU 8500, a queue of 4,096 packets, joined by `redirect.sh`.
 #![expect(unsafe_code, reason = "TUNSETIFF and TUNSETOFFLOAD have no safe wrapper in nix")]
 
 use std::fs::File;
@@ -28,10 +28,17 @@ pub(crate) const VNET_BYTES: usize = 10;
 /// The hook that joins gwi to gwo.
 pub(crate) const REDIRECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/load/redirect.sh");
 
+/// TUNSETOFFLOAD: each frame is one packet, its checksum filled.
+pub(crate) const NO_OFFLOADS: libc::c_uint = 0;
+
+/// TUNSETOFFLOAD: a frame may be a super-packet of TCP (`TUN_F_CSUM`, `TSO4`, `TSO6`) or of UDP
+/// (`USO4`, `USO6`; Linux 6.2).
+pub(crate) const ALL_OFFLOADS: libc::c_uint = 0x01 | 0x02 | 0x04 | 0x20 | 0x40;
+
 /// Makes gwi and gwo in the current namespace, up and joined.
-pub(crate) fn pair() -> Result<(File, File), Failure> {
+pub(crate) fn pair(offloads: libc::c_uint) -> Result<(File, File), Failure> {
     let (gwi, gwo) = ("gwi-relay", "gwo-relay");
-    let files = (open(gwi)?, open(gwo)?);
+    let files = (open(gwi, offloads)?, open(gwo, offloads)?);
     for link in [gwi, gwo] {
         run("ip", &["link", "set", link, "mtu", "8500", "txqueuelen", "4096", "up"])?;
     }
@@ -39,7 +46,7 @@ pub(crate) fn pair() -> Result<(File, File), Failure> {
     Ok(files)
 }
 
-fn open(name: &str) -> Result<File, Failure> {
+fn open(name: &str, offloads: libc::c_uint) -> Result<File, Failure> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -54,8 +61,8 @@ fn open(name: &str) -> Result<File, Failure> {
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags)?;
     // SAFETY: the request is a whole ifreq, its name shorter than the array and so terminated.
     unsafe { tun_set_interface(file.as_raw_fd(), &raw const request) }?;
-    // SAFETY: the argument is a set of flags by value, here the empty one: no offload.
-    unsafe { tun_set_offload(file.as_raw_fd(), 0) }?;
+    // SAFETY: the argument is a set of flags by value.
+    unsafe { tun_set_offload(file.as_raw_fd(), offloads.try_into()?) }?;
     Ok(file)
 }
 
