@@ -11,6 +11,8 @@
 mod blast;
 mod buffers;
 mod lab;
+mod latency;
+mod latency_report;
 mod measure;
 mod packet;
 mod relay_merge;
@@ -57,6 +59,7 @@ const IDLE_SPAN: Duration = Duration::from_secs(10);
 /// Packets per second through the engine and through a bare relay, side by side.
 #[derive(Debug, Parser)]
 #[command(name = "load")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Args {
     #[command(subcommand)]
     role: Option<Role>,
@@ -103,6 +106,9 @@ struct Args {
     /// Switches GRO, and with it NAPI, off at the target's veth.
     #[arg(long)]
     no_gro: bool,
+    /// Instead: added latency at 10,000 packets/s and at half of what the slowest target returns.
+    #[arg(long, conflicts_with_all = ["pps", "idle"])]
+    latency: bool,
     /// Instead: CPU use of the idle engine with this many endpoints (100 if no number is given).
     #[arg(long, value_name = "ENDPOINTS", num_args = 0..=1, default_missing_value = "100")]
     idle: Option<u16>,
@@ -158,15 +164,9 @@ fn bench(args: &Args) -> Result<(), Failure> {
         return Err("needs root: it makes network namespaces and TUN links".into());
     }
     lab::pin(lab::SENDER_CORE)?;
-    match args.idle {
-        Some(endpoints) => idle(endpoints),
-        None => compare(args),
+    if let Some(endpoints) = args.idle {
+        return idle(endpoints);
     }
-}
-
-/// Under each workload, runs all engines in turn, prints each run as it ends, then medians and
-/// ratios, then one line of JSON.
-fn compare(args: &Args) -> Result<(), Failure> {
     let mut engines = args.engines.clone();
     match (&args.peer, engines.contains(&Engine::Peer)) {
         (Some(_), false) => engines.push(Engine::Peer),
@@ -181,29 +181,42 @@ fn compare(args: &Args) -> Result<(), Failure> {
         repeats: args.repeats,
         gro: !args.no_gro,
     };
-    let mut out = std::io::stdout();
     for workload in &args.workloads {
-        let mut report = Report {
-            workload: *workload,
-            shape: shape(args, *workload),
-            conditions: &conditions,
-            outcomes: engines.iter().map(|engine| (*engine, Vec::new())).collect(),
-        };
-        report.print_head(&mut out)?;
-        for run in 1..=args.runs {
-            for (engine, outcomes) in &mut report.outcomes {
-                let outcome = conditions
-                    .run_until_valid(*engine, &report.shape, workload.claim(), |outcome| {
-                        let row = report::row(run, *engine, outcome, conditions.is_flood());
-                        Ok(writeln!(out, "{row}")?)
-                    })
-                    .map_err(|error| told(&error, *workload, run, *engine))?;
-                outcomes.push(outcome);
-            }
+        let shape = shape(args, *workload);
+        if args.latency {
+            latency_report::compare(&conditions, &engines, args.runs, *workload, &shape)?;
+        } else {
+            compare(&conditions, &engines, args.runs, *workload, shape)?;
         }
-        report.print_end(&mut out)?;
     }
     Ok(())
+}
+
+/// Runs all engines in turn, prints each run as it ends, then medians and ratios, then one line of
+/// JSON.
+fn compare(
+    conditions: &Conditions<'_>,
+    engines: &[Engine],
+    runs: u16,
+    workload: Workload,
+    shape: Shape,
+) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    let outcomes = engines.iter().map(|engine| (*engine, Vec::new())).collect();
+    let mut report = Report { workload, shape, conditions, outcomes };
+    report.print_head(&mut out)?;
+    for run in 1..=runs {
+        for (engine, outcomes) in &mut report.outcomes {
+            let outcome = conditions
+                .run_until_valid(*engine, &report.shape, workload.claim(), |outcome| {
+                    let row = report::row(run, *engine, outcome, conditions.is_flood());
+                    Ok(writeln!(out, "{row}")?)
+                })
+                .map_err(|error| told(&error, workload, run, *engine))?;
+            outcomes.push(outcome);
+        }
+    }
+    report.print_end(&mut out)
 }
 
 fn told(error: &Failure, workload: Workload, run: u16, engine: Engine) -> Failure {

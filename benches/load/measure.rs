@@ -51,7 +51,9 @@ impl Sample {
 /// What one run measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// Packets that came back, per second.
+    /// Packets that came back.
+    pub(crate) returned: u64,
+    /// The same per second.
     pub(crate) returned_per_sec: f64,
     /// Bits of the inner packets that came back, per nanosecond.
     pub(crate) gbits_per_sec: f64,
@@ -85,6 +87,7 @@ impl Outcome {
         }
         let cpu_secs = last.cpu.saturating_sub(first.cpu).as_secs_f64();
         Ok(Self {
+            returned: last.returned.packets - first.returned.packets,
             returned_per_sec: returned / secs,
             gbits_per_sec: bytes * 8.0 / secs / 1e9,
             inner_bytes: bytes / returned,

@@ -289,6 +289,17 @@ pub(crate) fn has_valid_checksums(packet: &[u8]) -> bool {
     (!is_ipv4 || internet_checksum(&packet[..20]) == 0) && internet_checksum(&summed) == 0
 }
 
+/// What tells an inner packet from all others of some seconds: its flow's port, and its number or
+/// its sequence number and what it acknowledges.
+pub(crate) fn identity(packet: &[u8]) -> (u16, u64) {
+    let (transport, protocol) = if packet[0] >> 4 == 4 { (20, packet[9]) } else { (40, packet[6]) };
+    let at = if protocol == 17 { transport + 8 } else { transport + 4 };
+    let number =
+        |at: usize| u64::from(u16_at(packet, at)) << 16 | u64::from(u16_at(packet, at + 2));
+    let identity = if protocol == 17 { number(at) } else { number(at) << 32 | number(at + 4) };
+    (u16_at(packet, transport), identity)
+}
+
 /// A number of 16 bits, in the network's byte order.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])

@@ -10,6 +10,8 @@ use crate::blast::Blast;
 use crate::lab::Books;
 use crate::lab::Failure;
 use crate::lab::Lab;
+use crate::latency;
+use crate::latency::Latency;
 use crate::measure;
 use crate::measure::Merged;
 use crate::measure::Outcome;
@@ -51,7 +53,7 @@ const PEER_STARTS: u32 = 50;
 const OURS_MERGES: bool = false;
 
 /// What is the same in all runs.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Conditions<'a> {
     /// What targets need to be told.
     pub(crate) programs: &'a Programs,
@@ -116,6 +118,24 @@ impl Conditions<'_> {
             check_claim(&outcome.merged, claim)?;
         }
         Ok(outcome)
+    }
+
+    /// One target from start to end at a fixed rate, and how long its packets took.
+    pub(crate) fn run_for_latency(
+        &self,
+        engine: Engine,
+        shape: &Shape,
+    ) -> Result<(Latency, Outcome), Failure> {
+        let Running { lab, target, blast } = self.start(engine, shape)?;
+        blast.set_pps(self.pps);
+        pause(SETTLE + SETTLE_PER_FLOW * u32::from(shape.flows));
+        let first = Sample::take(&lab, target.pid(), || blast.sent())?;
+        let latency = latency::measure(&lab, Duration::from_secs(u64::from(self.seconds)))?;
+        let last = Sample::take(&lab, target.pid(), || blast.sent())?;
+        let rss_kib = measure::rss_kib(target.pid())?;
+        let sent = blast.stop()?;
+        check_books(&lab, target, engine, sent)?;
+        Ok((latency, Outcome::between(&first, &last, rss_kib)?))
     }
 
     /// Whether the generator sends as fast as it can.

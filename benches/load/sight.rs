@@ -64,7 +64,7 @@ const OUTER_CHECKSUM_AT: usize = 26;
 const DATAGRAM_AT: usize = 28;
 
 /// The largest packet of a 9,001-byte MTU, and some.
-const BUFFER_BYTES: usize = 9216;
+pub(crate) const BUFFER_BYTES: usize = 9216;
 
 /// What has been seen.
 #[derive(Debug, Default)]
@@ -127,8 +127,27 @@ fn verify_checksums(shape: &Shape) -> Result<Result<(), String>, Failure> {
     Ok(Ok(()))
 }
 
+/// Which way a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// To the target.
+    Sent,
+    /// Back from it.
+    Returned,
+}
+
+/// The inner packet of what a packet socket shows at vA; none if it is no datagram of the load.
+pub(crate) fn inner_packet(packet: &[u8]) -> Option<(Seen, &[u8])> {
+    if !is_geneve(packet) {
+        return None;
+    }
+    let is_sent = packet[OUTER_SOURCE_AT..][..4] == lab::SENDER.octets();
+    let seen = if is_sent { Seen::Sent } else { Seen::Returned };
+    Some((seen, &packet[DATAGRAM_AT + GENEVE_BYTES..]))
+}
+
 /// A packet socket of the current namespace.
-fn tap() -> Result<OwnedFd, Failure> {
+pub(crate) fn tap() -> Result<OwnedFd, Failure> {
     // Datagram: the packet starts with its IP header.
     let tap =
         socket(AddressFamily::Packet, SockType::Datagram, SockFlag::empty(), SockProtocol::EthAll)?;
