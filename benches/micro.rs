@@ -7,6 +7,11 @@
 //! Wall-clock figures of one machine: compare two revisions on the same one, never with a number
 //! written down elsewhere.
 
+mod fixture;
+#[path = "load/packet.rs"]
+#[expect(dead_code, reason = "the load bench uses all of it")]
+mod packet;
+
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -42,6 +47,9 @@ use gwlbtun::wire::checksum::Implementation;
 use gwlbtun::wire::gwlb;
 use gwlbtun::wire::inner;
 use gwlbtun::wire::protocol;
+
+use crate::fixture::Batch;
+use crate::fixture::Fixture;
 
 /// Flows of the table: the size that the memory goal is stated for.
 const FLOWS: u32 = 1_000_000;
@@ -141,6 +149,22 @@ fn flows(criterion: &mut Criterion) {
         });
     });
     assert_eq!(tally, Tally::default(), "one thread, and room for all");
+    group.finish();
+}
+
+/// A batch through the whole path, without I/O. The figure is per batch, the rate per packet.
+fn paths(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("path");
+    for batch in Batch::ALL {
+        let mut fixture = Fixture::new(batch);
+        group.throughput(Throughput::Elements(batch.packets()));
+        group.bench_function(BenchmarkId::new("decap", batch.name()), |bencher| {
+            bencher.iter(|| assert!(black_box(&mut fixture).decap() > 0));
+        });
+        group.bench_function(BenchmarkId::new("encap", batch.name()), |bencher| {
+            bencher.iter(|| assert!(black_box(&mut fixture).encap() > 0));
+        });
+    }
     group.finish();
 }
 
@@ -259,5 +283,5 @@ fn now() -> Instant {
     Instant::now()
 }
 
-criterion_group!(benches, parse, checksums, flows);
+criterion_group!(benches, parse, checksums, flows, paths);
 criterion_main!(benches);
