@@ -15,6 +15,7 @@ mod latency;
 mod latency_report;
 mod measure;
 mod packet;
+mod plot;
 mod relay_merge;
 mod relay_syscalls;
 mod relay_uring;
@@ -109,6 +110,9 @@ struct Args {
     /// Instead: added latency at 10,000 packets/s and at half of what the slowest target returns.
     #[arg(long, conflicts_with_all = ["pps", "idle"])]
     latency: bool,
+    /// Instead: CPU time per packet against packet size, drawn into this file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pps", "idle", "latency"])]
+    plot: Option<PathBuf>,
     /// Instead: CPU use of the idle engine with this many endpoints (100 if no number is given).
     #[arg(long, value_name = "ENDPOINTS", num_args = 0..=1, default_missing_value = "100")]
     idle: Option<u16>,
@@ -181,6 +185,9 @@ fn bench(args: &Args) -> Result<(), Failure> {
         repeats: args.repeats,
         gro: !args.no_gro,
     };
+    if let Some(file) = &args.plot {
+        return plot::draw(&conditions, &engines, args.runs, !args.no_checksum, file);
+    }
     for workload in &args.workloads {
         let shape = shape(args, *workload);
         if args.latency {

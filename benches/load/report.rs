@@ -189,7 +189,7 @@ pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome, is_flood: bool) -
     let core = outcome.core_percent.map(|percent| format!("{percent:.0}"));
     let merged = &outcome.merged;
     format!(
-        "{run:>3}  {:<12}{:>11.0}{:>7.2}{:>10.0}{:>8.1}{:>14.0}{:>9.0}{:>8}{:>8.2}{:>8.2}{:>8.2}  \
+        "{run:>3}  {:<12}{:>11.0}{:>7.2}{:>10.0}{:>8.1}{:>14.0}{:>9.0}{:>8}{:>8}{:>8}{:>8}  \
          {:<8}{}",
         engine.name(),
         outcome.returned_per_sec,
@@ -199,12 +199,17 @@ pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome, is_flood: bool) -
         outcome.cpu_ns_per_packet,
         outcome.target_percent,
         outcome.rss_kib / 1024,
-        merged.receive,
-        merged.frame,
-        merged.send,
+        per(merged.receive),
+        per(merged.frame),
+        per(merged.send),
         if is_flood { outcome.verdict().name() } else { "-" },
         core.join(" "),
     )
+}
+
+/// Packets per something; nothing where the kernel counted none.
+fn per(packets: f64) -> String {
+    if packets == 0.0 { "-".to_owned() } else { format!("{packets:.2}") }
 }
 
 /// What the figures belong to.

@@ -167,7 +167,14 @@ impl Conditions<'_> {
         let lab = Arc::new(Lab::build(self.gro, shape.clears_checksums())?);
         let mut target = Target::start(&lab, engine, self.programs)?;
         let blast = Blast::start(&lab, shape.clone(), WARM_UP_PPS);
-        match await_first_packet(&lab, &mut target) {
+        let is_running = await_first_packet(&lab, &mut target).and_then(|()| {
+            if shape.endpoints == 1 {
+                return Ok(());
+            }
+            blast.set_pps(sight::PPS);
+            sight::await_flows(&lab, shape)
+        });
+        match is_running {
             Ok(()) => Ok(Running { lab, target, blast }),
             Err(error) => {
                 // What the generator says is the cause, if it says something.

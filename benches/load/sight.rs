@@ -93,6 +93,19 @@ pub(crate) fn verify(lab: &Arc<Lab>, shape: &Shape) -> Result<(), Failure> {
     .map_err(|_| "the thread that looks at the packets panicked")?
 }
 
+/// Waits until every flow has come back: then all endpoints have their links.
+pub(crate) fn await_flows(lab: &Arc<Lab>, shape: &Shape) -> Result<(), Failure> {
+    let (lab, shape) = (Arc::clone(lab), shape.clone());
+    let seen = thread::spawn(move || {
+        lab.enter(Host::Sender)?;
+        look(&shape).map(|sight| (sight.is_enough(&shape), sight.flows.len()))
+    });
+    match seen.join().map_err(|_| "the thread that waits for flows panicked")?? {
+        (true, _) => Ok(()),
+        (false, flows) => Err(format!("only {flows} flows came back within {LIMIT:?}").into()),
+    }
+}
+
 fn look(shape: &Shape) -> Result<Sight, Failure> {
     let tap = tap()?;
     let mut sight = Sight::default();
