@@ -65,7 +65,7 @@ struct Args {
     #[command(subcommand)]
     role: Option<Role>,
     /// What to measure, in this order in every run.
-    #[arg(long, value_delimiter = ',', default_values = ["relay-uring", "ours"])]
+    #[arg(long, value_delimiter = ',', default_values = ["relay-merge", "relay-uring", "ours"])]
     engines: Vec<Engine>,
     /// Runs of each engine.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
