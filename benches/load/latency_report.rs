@@ -30,8 +30,27 @@ const COLUMNS: [Column; 3] = [
     ("p99.9", |latency| latency.p999_us),
 ];
 
-/// The runs of one engine at one rate, those that others disturbed left out.
-type Runs = Vec<(Engine, Vec<Option<Latency>>)>;
+/// One run, and whether its core was its own.
+struct Run {
+    latency: Latency,
+    is_void: bool,
+}
+
+impl Run {
+    /// The latency, if it means something.
+    fn valid(&self) -> Option<&Latency> {
+        (!self.is_void).then_some(&self.latency)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let mut json = self.latency.json();
+        json["is_void"] = self.is_void.into();
+        json
+    }
+}
+
+/// The runs of each engine at one rate.
+type Runs = Vec<(Engine, Vec<Run>)>;
 
 /// Measures all engines in turn at both rates.
 pub(crate) fn compare(
@@ -81,17 +100,17 @@ fn measure(
     )?;
     let mut all: Runs = engines.iter().map(|engine| (*engine, Vec::new())).collect();
     for run in 1..=runs {
-        for (engine, latencies) in &mut all {
+        for (engine, finished) in &mut all {
             let mut repeats = 0..conditions.repeats;
-            let latency = loop {
+            let last = loop {
                 let (latency, outcome) = conditions.run_for_latency(*engine, shape)?;
                 let is_void = outcome.verdict() == Verdict::Void;
                 writeln!(out, "{}", row(run, *engine, &latency, &outcome))?;
                 if !is_void || repeats.next().is_none() {
-                    break (!is_void).then_some(latency);
+                    break Run { latency, is_void };
                 }
             };
-            latencies.push(latency);
+            finished.push(last);
         }
     }
     writeln!(out)?;
@@ -106,7 +125,7 @@ fn measure(
         "runs": all
             .iter()
             .map(|(engine, runs)| {
-                let runs: Vec<_> = runs.iter().map(|run| run.as_ref().map(Latency::json)).collect();
+                let runs: Vec<_> = runs.iter().map(Run::json).collect();
                 (engine.name().to_owned(), json!(runs))
             })
             .collect::<serde_json::Map<_, _>>(),
@@ -134,7 +153,7 @@ fn row(run: u16, engine: Engine, latency: &Latency, outcome: &Outcome) -> String
 /// Medians of each engine, and what ours takes over what another takes just before or after.
 fn print_ratios(out: &mut impl Write, all: &Runs) -> Result<(), Failure> {
     for (engine, runs) in all {
-        let valid: Vec<&Latency> = runs.iter().flatten().collect();
+        let valid: Vec<&Latency> = runs.iter().filter_map(Run::valid).collect();
         if valid.is_empty() {
             writeln!(out, "median {}: none, all its runs are void", engine.name())?;
             continue;
@@ -148,7 +167,7 @@ fn print_ratios(out: &mut impl Write, all: &Runs) -> Result<(), Failure> {
     for (engine, runs) in all.iter().filter(|(engine, _)| *engine != Engine::Ours) {
         for (name, value) in COLUMNS {
             let pairs =
-                ours.iter().zip(runs).filter_map(|pair| Some((pair.0.as_ref()?, pair.1.as_ref()?)));
+                ours.iter().zip(runs).filter_map(|pair| Some((pair.0.valid()?, pair.1.valid()?)));
             let ratios: Vec<f64> = pairs.map(|(ours, other)| value(ours) / value(other)).collect();
             if ratios.is_empty() {
                 continue;

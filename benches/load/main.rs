@@ -10,6 +10,7 @@
 
 mod blast;
 mod buffers;
+mod dissect;
 mod lab;
 mod latency;
 mod latency_report;
@@ -113,6 +114,9 @@ struct Args {
     /// Instead: CPU time per packet against packet size, drawn into this file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["pps", "idle", "latency"])]
     plot: Option<PathBuf>,
+    /// Instead: tshark judges the checksums of what comes back.
+    #[arg(long, conflicts_with_all = ["pps", "idle", "latency", "plot"])]
+    tshark: bool,
     /// Instead: CPU use of the idle engine with this many endpoints (100 if no number is given).
     #[arg(long, value_name = "ENDPOINTS", num_args = 0..=1, default_missing_value = "100")]
     idle: Option<u16>,
@@ -190,7 +194,9 @@ fn bench(args: &Args) -> Result<(), Failure> {
     }
     for workload in &args.workloads {
         let shape = shape(args, *workload);
-        if args.latency {
+        if args.tshark {
+            dissect::judge(&conditions, &engines, *workload, &shape)?;
+        } else if args.latency {
             latency_report::compare(&conditions, &engines, args.runs, *workload, &shape)?;
         } else {
             compare(&conditions, &engines, args.runs, *workload, shape)?;

@@ -139,11 +139,24 @@ fn svg(lines: &[Line], has_checksum: bool) -> Result<String, Failure> {
         for (x, y) in &places {
             writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>")?;
         }
-        let (x, y) = places[places.len() - 1];
-        text(&mut out, (x + 8.0, y + 4.0), "start", line.engine.name())?;
+    }
+    let names = lines.iter().map(|line| (y(line.points[line.points.len() - 1].1), line.engine));
+    for (y, engine) in apart(names.collect()) {
+        text(&mut out, (WIDTH - RIGHT + 8.0, y + 4.0), "start", engine.name())?;
     }
     out.push_str("</svg>\n");
     Ok(out)
+}
+
+/// Names beside the ends of their lines, from the top down, none over another.
+fn apart(mut names: Vec<(f64, Engine)>) -> Vec<(f64, Engine)> {
+    names.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let mut above = 0.0;
+    for (y, _) in &mut names {
+        *y = y.max(above + 14.0);
+        above = *y;
+    }
+    names
 }
 
 fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, words: &str) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::lab::Failure;
+use crate::measure::Merged;
 use crate::measure::Outcome;
 use crate::measure::Verdict;
 use crate::measure::median;
@@ -205,6 +206,12 @@ pub(crate) fn row(run: u16, engine: Engine, outcome: &Outcome, is_flood: bool) -
         if is_flood { outcome.verdict().name() } else { "-" },
         core.join(" "),
     )
+}
+
+/// How much was merged, in words.
+pub(crate) fn merged(outcome: &Outcome) -> String {
+    let Merged { receive, frame, send } = outcome.merged;
+    format!("packets per receive {}, frame {}, send {}", per(receive), per(frame), per(send))
 }
 
 /// Packets per something; nothing where the kernel counted none.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::blast::Blast;
+use crate::dissect;
 use crate::lab::Books;
 use crate::lab::Failure;
 use crate::lab::Lab;
@@ -136,6 +137,21 @@ impl Conditions<'_> {
         let sent = blast.stop()?;
         check_books(&lab, target, engine, sent)?;
         Ok((latency, Outcome::between(&first, &last, rss_kib)?))
+    }
+
+    /// One target from start to end at a moderate rate, its packets judged by tshark.
+    pub(crate) fn run_for_tshark(&self, engine: Engine, shape: &Shape) -> Result<Outcome, Failure> {
+        let Running { lab, target, blast } = self.start(engine, shape)?;
+        dissect::fill_checksums(&lab)?;
+        blast.set_pps(sight::PPS);
+        pause(SETTLE);
+        let first = Sample::take(&lab, target.pid(), || blast.sent())?;
+        dissect::verify(&lab)?;
+        let last = Sample::take(&lab, target.pid(), || blast.sent())?;
+        let rss_kib = measure::rss_kib(target.pid())?;
+        let sent = blast.stop()?;
+        check_books(&lab, target, engine, sent)?;
+        Outcome::between(&first, &last, rss_kib)
     }
 
     /// Whether the generator sends as fast as it can.
