@@ -122,6 +122,27 @@ pub(crate) fn greet(lab: &Arc<Lab>, endpoints: u16) -> Result<(), Failure> {
     .map_err(|_| "the greeter panicked")?
 }
 
+/// Sends `datagrams` datagrams of the first endpoint, `pps` per second: `flows` flows in turn.
+pub(crate) fn sow(lab: &Arc<Lab>, datagrams: u32, flows: u32, pps: u64) -> Result<(), Failure> {
+    let lab = Arc::clone(lab);
+    thread::spawn(move || {
+        lab.enter(Host::Sender)?;
+        let socket = outer_socket(OUTER_PORT_FIRST)?;
+        let mut pace = Pace::starting(now());
+        for flow in (0..datagrams).map(|datagram| datagram % flows) {
+            let number = u16::try_from(flow % u32::from(FLOWS_MAX))?;
+            let network = u8::try_from(1 + flow / u32::from(FLOWS_MAX))?;
+            let mut packets = Flow::new(ENDPOINT_FIRST, number, Inner::Udp).in_network(network);
+            pace.wait_for_turn(pps);
+            socket.send(&packets.next_datagram(18))?;
+            pace.sent += 1;
+        }
+        Ok(())
+    })
+    .join()
+    .map_err(|_| "the sower panicked")?
+}
+
 fn blast(shape: &Shape, dials: &Dials) -> Result<(), Failure> {
     raise_descriptor_limit()?;
     // Naps end when they should, not up to 50 µs later: at a fixed rate packets leave evenly.

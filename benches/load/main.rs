@@ -15,6 +15,7 @@ mod lab;
 mod latency;
 mod latency_report;
 mod measure;
+mod memory;
 mod packet;
 mod plot;
 mod relay_merge;
@@ -117,6 +118,11 @@ struct Args {
     /// Instead: tshark judges the checksums of what comes back.
     #[arg(long, conflicts_with_all = ["pps", "idle", "latency", "plot"])]
     tshark: bool,
+    /// Instead: memory of ours, and of the peer if there is one, by so many flows (a million if no
+    /// number is given).
+    #[arg(long, value_name = "FLOWS", num_args = 0..=1, default_missing_value = "1000000",
+        value_parser = clap::value_parser!(u32).range(1..=4_000_000))]
+    memory: Option<u32>,
     /// Instead: CPU use of the idle engine with this many endpoints (100 if no number is given).
     #[arg(long, value_name = "ENDPOINTS", num_args = 0..=1, default_missing_value = "100")]
     idle: Option<u16>,
@@ -182,6 +188,10 @@ fn bench(args: &Args) -> Result<(), Failure> {
         (Some(_), true) | (None, false) => {}
     }
     let programs = Programs { peer: args.peer.clone(), ours_args: args.ours_with.clone() };
+    if let Some(flows) = args.memory {
+        engines.retain(|engine| matches!(engine, Engine::Ours | Engine::Peer));
+        return memory::compare(&programs, &engines, flows);
+    }
     let conditions = Conditions {
         programs: &programs,
         seconds: args.seconds,

@@ -4,7 +4,8 @@
 //! The layout is written down here a second time, on purpose: a generator that used the program's
 //! own wire code would share its mistakes.
 //!
-//! Flow *f* has cookie `0xc0000000 + f` and inner source port 10,000 + *f*. TCP packets of a flow
+//! Flow *f* has cookie `0xc0000000 + f` and inner source port 10,000 + *f*; there are 254 networks of
+//! such flows for those who need more. TCP packets of a flow
 //! look like those of one connection of a Linux host: header with time stamps, DF, IP IDs that
 //! count up from 1, sequence numbers that follow each other. So a program that merges what is in
 //! sequence can merge them, and cut them again into the same bytes. UDP packets have IP ID 0, and
@@ -83,6 +84,7 @@ pub(crate) const fn inner_port_at(first_byte: u8) -> usize {
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
     endpoint: u64,
+    network: u8,
     number: u16,
     inner: Inner,
     packets: u16,
@@ -93,7 +95,12 @@ pub(crate) struct Flow {
 impl Flow {
     /// Flow `number` of `endpoint`.
     pub(crate) fn new(endpoint: u64, number: u16, inner: Inner) -> Self {
-        Self { endpoint, number, inner, packets: 0, sequence: 1000, acknowledged: 1 }
+        Self { endpoint, network: 1, number, inner, packets: 0, sequence: 1000, acknowledged: 1 }
+    }
+
+    /// The flow of this number in another network: its source address is 10.`network`.x.y. IPv4.
+    pub(crate) fn in_network(self, network: u8) -> Self {
+        Self { network, ..self }
     }
 
     /// The datagram of the flow's next packet.
@@ -214,7 +221,7 @@ impl Flow {
     fn addresses(&self) -> Vec<u8> {
         let [high, low] = self.number.to_be_bytes();
         match self.inner {
-            Inner::Udp | Inner::Tcp4 => vec![10, 1, high, low, 10, 2, 0, 1],
+            Inner::Udp | Inner::Tcp4 => vec![10, self.network, high, low, 10, 2, 0, 1],
             Inner::Tcp6 => {
                 let host =
                     |net, high, low| [0xfd, 0, 0, 0, 0, 0, 0, net, 0, 0, 0, 0, 0, 0, high, low];

@@ -48,7 +48,7 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Starts of the peer before it is given up. AWS's program crashes in one start of four on a quiet
 /// core, and in most starts on a core that it has to share.
-const PEER_STARTS: u32 = 50;
+pub(crate) const PEER_STARTS: u32 = 50;
 
 /// Whether the program of this repository merges packets and shares sends unless told otherwise.
 const OURS_MERGES: bool = false;
@@ -221,7 +221,7 @@ fn check_books(lab: &Arc<Lab>, target: Target, engine: Engine, sent: u64) -> Res
     let books = closed_books(lab, engine)?;
     let arrived = books.kernel.arrived();
     if !books.are_balanced(engine) {
-        let page = if engine == Engine::Ours { target::page(lab)? } else { json!(null) };
+        let page = if engine == Engine::Ours { target::page(lab, engine)? } else { json!(null) };
         return Err(format!("packets got lost in the target: {books:?}, its page: {page}").into());
     }
     if sent < arrived || books.kernel.written_gwi < books.kernel.read_gwo {

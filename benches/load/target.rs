@@ -173,13 +173,11 @@ impl Target {
 
     fn wait_until_healthy(&mut self, lab: &Arc<Lab>) -> Result<(), Failure> {
         let deadline = now() + START_LIMIT;
-        // The peer answers whoever connects, and resets the connection if it was asked something.
-        let request = if self.engine == Engine::Peer { b"" } else { REQUEST };
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("{} ended with {status}", self.engine.name()).into());
             }
-            match health(lab, request) {
+            match health(lab, self.engine) {
                 Ok(page) if page.starts_with("HTTP/1.1 200") => return Ok(()),
                 answer if now() > deadline => {
                     return Err(format!("not healthy after {START_LIMIT:?}: {answer:?}").into());
@@ -198,9 +196,9 @@ impl Drop for Target {
     }
 }
 
-/// The engine's health page, as JSON.
-pub(crate) fn page(lab: &Arc<Lab>) -> Result<serde_json::Value, Failure> {
-    let answer = health(lab, REQUEST)?;
+/// The health page of ours or of the peer, as JSON.
+pub(crate) fn page(lab: &Arc<Lab>, engine: Engine) -> Result<serde_json::Value, Failure> {
+    let answer = health(lab, engine)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
     Ok(serde_json::from_str(body)?)
 }
@@ -216,7 +214,7 @@ pub(crate) struct InnerPackets {
 
 /// What the engine's health page says about inner packets.
 pub(crate) fn inner_packets(lab: &Arc<Lab>) -> Result<InnerPackets, Failure> {
-    let page = page(lab)?;
+    let page = page(lab, Engine::Ours)?;
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
     let endpoints = list(&page["enis"]);
     let to_gwi = endpoints.iter().filter_map(|one| one["tunnelIn"]["pktsOut"].as_u64());
@@ -229,14 +227,24 @@ pub(crate) fn inner_packets(lab: &Arc<Lab>) -> Result<InnerPackets, Failure> {
 
 /// How many endpoints the engine's health page lists.
 pub(crate) fn endpoints(lab: &Arc<Lab>) -> Result<usize, Failure> {
-    let page = page(lab)?;
+    let page = page(lab, Engine::Ours)?;
     // The reference's name for the list of endpoints.
     let listed = page["enis"].as_array().ok_or("no list of endpoints")?;
     Ok(listed.len())
 }
 
-/// The target's health answer to `request`, head and body.
-fn health(lab: &Arc<Lab>, request: &'static [u8]) -> Result<String, Failure> {
+/// How many IPv4 flows the health page of ours or of the peer lists.
+pub(crate) fn flows(lab: &Arc<Lab>, engine: Engine) -> Result<u64, Failure> {
+    let page = page(lab, engine)?;
+    let cache = page["enis"][0]["v4FlowCache"].as_array().cloned().unwrap_or_default();
+    let size = cache.iter().find(|pair| pair[0] == "size").and_then(|pair| pair[1].as_u64());
+    Ok(size.ok_or_else(|| format!("no number of flows on the page {page}"))?)
+}
+
+/// The target's health answer, head and body.
+fn health(lab: &Arc<Lab>, engine: Engine) -> Result<String, Failure> {
+    // The peer answers whoever connects, and resets the connection if it was asked something.
+    let request = if engine == Engine::Peer { b"" } else { REQUEST };
     let lab = Arc::clone(lab);
     thread::spawn(move || {
         lab.enter(Host::Target)?;
