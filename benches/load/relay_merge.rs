@@ -36,6 +36,8 @@ use io_uring::squeue;
 use io_uring::squeue::Flags;
 use io_uring::types::Fd;
 use io_uring::types::Fixed;
+use io_uring::types::SubmitArgs;
+use io_uring::types::Timespec;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::setsockopt;
@@ -81,6 +83,13 @@ const WRITTEN: u64 = 2;
 const READ: u64 = 3;
 const SENT: u64 = 4;
 const STOP: u64 = 5;
+
+/// Completions that the ring has room for.
+const COMPLETIONS_MAX: usize = 8192;
+
+/// After how many completions there may be more: the kernel runs a multishot operation 32 times
+/// before it lets others have their turn, and then returns if one completion was wanted.
+const BUSY_COMPLETIONS: usize = 32;
 
 /// Frames written and not yet read back: half of what gwo's queue holds.
 const FRAMES_MAX: usize = 2048;
@@ -147,7 +156,7 @@ impl Relay {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .setup_cqsize(8192)
+            .setup_cqsize(u32::try_from(COMPLETIONS_MAX)?)
             .build(2048)?;
         let places = SENDERS + u32::from(FLOWS_MAX);
         ring.submitter().register_files_sparse(places)?;
@@ -177,13 +186,15 @@ impl Relay {
     fn turn_until_stopped(&mut self) -> Result<(), Failure> {
         let stop = opcode::Read::new(Fd(libc::STDIN_FILENO), self.stop_byte.as_mut_ptr(), 1);
         self.push(&stop.build().user_data(STOP << 32))?;
-        let mut done: Vec<cqueue::Entry> = Vec::with_capacity(8192);
+        let mut done: Vec<cqueue::Entry> = Vec::with_capacity(COMPLETIONS_MAX);
+        let mut is_busy = false;
         while !self.is_stopping {
             self.datagrams.offer();
             self.frames.offer();
             self.arm()?;
-            self.ring.submit_and_wait(1)?;
+            self.enter(is_busy)?;
             done.extend(self.ring.completion());
+            is_busy = done.len() >= BUSY_COMPLETIONS;
             for completion in done.drain(..) {
                 self.on_completion(&completion)?;
             }
@@ -196,6 +207,23 @@ impl Relay {
             self.write_frames()?;
         }
         Ok(())
+    }
+
+    /// Hands the queue to the kernel. Waits for a completion, or, if the last turn had much to do,
+    /// takes all that are there.
+    fn enter(&self, is_busy: bool) -> Result<(), Failure> {
+        let at_once = Timespec::new();
+        let arguments = SubmitArgs::new().timespec(&at_once);
+        let entered = if is_busy {
+            self.ring.submitter().submit_with_args(COMPLETIONS_MAX, &arguments)
+        } else {
+            self.ring.submit_and_wait(1)
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Arms both multishots again where they ended, once there are buffers for them.

@@ -50,9 +50,6 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 /// core, and in most starts on a core that it has to share.
 pub(crate) const PEER_STARTS: u32 = 50;
 
-/// Whether the program of this repository merges packets and shares sends unless told otherwise.
-const OURS_MERGES: bool = false;
-
 /// What is the same in all runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conditions<'a> {
@@ -163,7 +160,7 @@ impl Conditions<'_> {
     fn merges(&self, engine: Engine) -> bool {
         match engine {
             Engine::RelayMerge => true,
-            Engine::Ours => OURS_MERGES && self.programs.ours_args.is_empty(),
+            Engine::Ours => self.programs.ours_args.is_empty(),
             Engine::RelayUring | Engine::RelaySyscalls | Engine::Peer => false,
         }
     }
