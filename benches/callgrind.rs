@@ -66,6 +66,10 @@ enum Part {
     Parse,
     /// The sum over the inner packet.
     Checksum,
+    /// Packets of a download merged, checksums included.
+    Merge,
+    /// The super-packet that they became cut again, checksums included.
+    Cut,
     /// The header of a known flow entered into the flow table.
     Learn,
     /// The header of a known flow looked up in the flow table.
@@ -77,13 +81,33 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 6] =
-        [Self::Parse, Self::Checksum, Self::Learn, Self::Find, Self::Decap, Self::Encap];
+    const ALL: [Self; 8] = [
+        Self::Parse,
+        Self::Checksum,
+        Self::Merge,
+        Self::Cut,
+        Self::Learn,
+        Self::Find,
+        Self::Decap,
+        Self::Encap,
+    ];
+
+    /// Whether there is something to do for this part.
+    const fn is_in(self, batch: Batch) -> bool {
+        match self {
+            Self::Merge | Self::Cut => matches!(batch, Batch::Bulk),
+            Self::Parse | Self::Checksum | Self::Learn | Self::Find | Self::Decap | Self::Encap => {
+                true
+            }
+        }
+    }
 
     const fn name(self) -> &'static str {
         match self {
             Self::Parse => "parse",
             Self::Checksum => "checksum",
+            Self::Merge => "merge",
+            Self::Cut => "cut",
             Self::Learn => "flow learn",
             Self::Find => "flow find",
             Self::Decap => "decap",
@@ -109,7 +133,8 @@ fn main() -> ExitCode {
 
 fn subjects() -> impl Iterator<Item = (String, Batch, Part)> {
     Batch::ALL.into_iter().flat_map(|batch| {
-        Part::ALL.map(|part| (format!("{}, {}", part.name(), batch.name()), batch, part))
+        let parts = Part::ALL.into_iter().filter(move |part| part.is_in(batch));
+        parts.map(move |part| (format!("{}, {}", part.name(), batch.name()), batch, part))
     })
 }
 
@@ -152,7 +177,7 @@ fn repeat(subject: &str, times: &str) -> Result<(), Failure> {
     let (_, batch, part) = subjects()
         .find(|(name, _, _)| name == subject)
         .ok_or_else(|| format!("no subject \"{subject}\""))?;
-    let datagrams = batch.datagrams();
+    let mut datagrams = batch.datagrams();
     let flows = Flows::of(&datagrams);
     let mut fixture = Fixture::new(batch);
     for _ in 0..times {
@@ -161,6 +186,8 @@ fn repeat(subject: &str, times: &str) -> Result<(), Failure> {
             Part::Checksum => datagrams.iter().for_each(|datagram| {
                 black_box(checksum::sum(black_box(&datagram[packet::GENEVE_BYTES..])).finish());
             }),
+            Part::Merge => fixture::merge(&mut datagrams),
+            Part::Cut => fixture.cut_first_frame(),
             Part::Learn => flows.learn(),
             Part::Find => flows.find(),
             Part::Decap => assert!(fixture.decap() > 0),

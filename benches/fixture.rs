@@ -3,6 +3,7 @@
 //!
 //! The datagrams are those of the load bench, which shares no code with the program.
 
+use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -28,6 +29,12 @@ use gwlbtun::types::Moment;
 use gwlbtun::types::Offload;
 use gwlbtun::types::OuterPath;
 use gwlbtun::types::Side;
+use gwlbtun::wire::checksum;
+use gwlbtun::wire::gro::Candidate;
+use gwlbtun::wire::gro::Run;
+use gwlbtun::wire::gso::HEADERS_BYTES_MAX;
+use gwlbtun::wire::gso::Segmenter;
+use gwlbtun::wire::virtio_net;
 
 use crate::packet::ENDPOINT_FIRST;
 use crate::packet::Flow;
@@ -181,6 +188,12 @@ impl Fixture {
         plan.jobs().map(|(_, spans)| spans).map(gather).collect()
     }
 
+    /// The first frame, which is a super-packet, is cut: the headers of all segments are written;
+    /// payloads stay where they are.
+    pub(crate) fn cut_first_frame(&self) {
+        cut(black_box(&self.buffers.frames[0][HEADROOM_BYTES..]));
+    }
+
     /// The batch has been received. Returns how many writes are planned.
     pub(crate) fn decap(&mut self) -> usize {
         self.plan.clear();
@@ -229,4 +242,38 @@ fn start(bytes: &[u8], most: usize) -> Vec<u8> {
 
 fn behind_headroom(bytes: &[u8]) -> Vec<u8> {
     [&[0; HEADROOM_BYTES], bytes].concat()
+}
+
+/// Merges the packets of one download, checksums included. The first packet gets the headers of the
+/// super-packet, then its own back.
+pub(crate) fn merge(datagrams: &mut [Vec<u8>]) {
+    let (first, others) = datagrams.split_first_mut().expect("a batch");
+    let first = &mut first[GENEVE_BYTES..];
+    let mut run = Run::new(candidate(first), first);
+    for datagram in others {
+        let packet = black_box(&datagram[GENEVE_BYTES..]);
+        let next = candidate(packet);
+        assert!(run.is_continued_by(&next, packet), "they follow each other");
+        run.append(next, packet);
+    }
+    black_box(run.finish(first));
+    run.restore(first);
+}
+
+/// A packet that may be merged, its checksums looked at.
+fn candidate(packet: &[u8]) -> Candidate {
+    let candidate = Candidate::new(packet).expect("a packet of a download");
+    assert!(candidate.has_sender_checksums(packet), "they are right");
+    candidate
+}
+
+fn cut(frame: &[u8]) {
+    let header = virtio_net::Header::parse(frame).expect("a frame");
+    let packet = black_box(&frame[virtio_net::HEADER_BYTES..]);
+    let segmenter = Segmenter::new(packet, &header).expect("a super-packet");
+    let mut out = [0; HEADERS_BYTES_MAX];
+    for segment in 0..segmenter.segments() {
+        let payload = checksum::sum(&packet[segmenter.payload(segment)]);
+        segmenter.write(segment, payload, black_box(&mut out));
+    }
 }

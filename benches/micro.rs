@@ -152,6 +152,18 @@ fn flows(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The packets of one download merged and cut again, checksums included. The figure is per batch,
+/// the rate per packet.
+fn super_packets(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wire/super-packet");
+    let mut datagrams = Batch::Bulk.datagrams();
+    let fixture = Fixture::new(Batch::Bulk);
+    group.throughput(Throughput::Elements(Batch::Bulk.packets()));
+    group.bench_function("merge", |bencher| bencher.iter(|| fixture::merge(&mut datagrams)));
+    group.bench_function("cut", |bencher| bencher.iter(|| fixture.cut_first_frame()));
+    group.finish();
+}
+
 /// A batch through the whole path, without I/O. The figure is per batch, the rate per packet.
 fn paths(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("path");
@@ -283,5 +295,5 @@ fn now() -> Instant {
     Instant::now()
 }
 
-criterion_group!(benches, parse, checksums, flows, paths);
+criterion_group!(benches, parse, checksums, super_packets, flows, paths);
 criterion_main!(benches);
