@@ -5,11 +5,10 @@
 //! own wire code would share its mistakes.
 //!
 //! Flow *f* has cookie `0xc0000000 + f` and inner source port 10,000 + *f*; there are 254 networks
-//! of such flows for those who need more. TCP packets of a flow
-//! look like those of one connection of a Linux host: header with time stamps, DF, IP IDs that
-//! count up from 1, sequence numbers that follow each other. So a program that merges what is in
-//! sequence can merge them, and cut them again into the same bytes. UDP packets have IP ID 0, and
-//! begin their payload with their number.
+//! of such flows for those who need more. TCP packets of a flow look like those of one connection of
+//! a Linux host: header with time stamps, DF, IP IDs that count up from 1, sequence numbers that
+//! follow each other. So a program that merges what is in sequence can merge them, and cut them
+//! again into the same bytes. UDP packets have IP ID 0, and begin their payload with their number.
 //!
 //! A generator that has come to the end of its packets advances each to what stands at its place
 //! in the next lap ([`Lap::advance`]), so that the numbers never step back.
