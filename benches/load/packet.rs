@@ -5,8 +5,8 @@
 //! own wire code would share its mistakes.
 //!
 //! Flow *f* has cookie `0xc0000000 + f` and inner source port 10,000 + *f*; there are 254 networks
-//! of such flows for those who need more. TCP packets of a flow look like those of one connection of
-//! a Linux host: header with time stamps, DF, IP IDs that count up from 1, sequence numbers that
+//! of such flows for those who need more. TCP packets of a flow look like those of one connection
+//! of a Linux host: header with time stamps, DF, IP IDs that count up from 1, sequence numbers that
 //! follow each other. So a program that merges what is in sequence can merge them, and cut them
 //! again into the same bytes. UDP packets have IP ID 0, and begin their payload with their number.
 //!
