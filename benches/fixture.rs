@@ -249,7 +249,8 @@ fn behind_headroom(bytes: &[u8]) -> Vec<u8> {
 pub(crate) fn merge(datagrams: &mut [Vec<u8>]) {
     let (first, others) = datagrams.split_first_mut().expect("a batch");
     let first = &mut first[GENEVE_BYTES..];
-    let mut run = Run::new(candidate(first), first);
+    let mut run = Run::none();
+    run.begin(candidate(first), first);
     for datagram in others {
         let packet = black_box(&datagram[GENEVE_BYTES..]);
         let next = candidate(packet);

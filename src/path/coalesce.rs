@@ -16,13 +16,17 @@
 //! What is remembered of a flow here serves another purpose too: its header is stored in the flow
 //! table once per batch, not once per packet.
 
+use std::hash::Hash;
+use std::hash::Hasher;
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
 
+use super::Arrived;
 use super::batch::Batch;
 use super::plan::BufferId;
 use super::plan::Buffers;
+use super::plan::Group;
 use super::plan::Job;
 use super::plan::PACKETS_MAX;
 use super::plan::Plan;
@@ -32,11 +36,13 @@ use super::plan::Target;
 use crate::flow::StoredHeader;
 use crate::types::EndpointSlot;
 use crate::types::Offload;
+use crate::types::OuterPath;
 use crate::wire::Addresses;
 use crate::wire::FiveTuple;
 use crate::wire::gro::Candidate;
 use crate::wire::gro::Run;
 use crate::wire::gso::Transport;
+use crate::wire::gwlb;
 use crate::wire::protocol;
 use crate::wire::virtio_net;
 
@@ -101,26 +107,83 @@ impl Piece {
 struct Flow {
     /// What the flow table has learned of it last.
     header: StoredHeader,
-    open: Option<Open>,
-    /// The frame's parts. Belongs to `open`, and stays where it is because it is long.
-    spans: ArrayVec<Span, PACKETS_MAX>,
-}
-
-/// A frame that may still grow.
-#[derive(Debug)]
-struct Open {
+    /// Whether there is a frame that may still grow. What follows is about it, and stays where it
+    /// is from frame to frame.
+    is_open: bool,
     first: Piece,
     run: Run,
     /// Whether the first packet's checksums were looked at, and are right.
     first_is_checked: bool,
     /// Length of the packets with their GENEVE headers: what goes back in one send.
     send_bytes: usize,
+    spans: ArrayVec<Span, PACKETS_MAX>,
+}
+
+impl Flow {
+    const fn new() -> Self {
+        Self {
+            header: StoredHeader::NONE,
+            is_open: false,
+            first: Piece { buffer: BufferId::new(Group::Udp, 0), packet: 0..0, header_bytes: 0 },
+            run: Run::none(),
+            first_is_checked: false,
+            send_bytes: 0,
+            spans: ArrayVec::new_const(),
+        }
+    }
+}
+
+/// What tells flows apart in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlowId {
+    pub(super) slot: EndpointSlot,
+    pub(super) tuple: FiveTuple,
+}
+
+impl FlowId {
+    /// What stands where there is none yet.
+    pub(super) const NONE: Self = {
+        let addresses = Addresses::V4 { src: [0; 4], dst: [0; 4] };
+        let tuple = FiveTuple { addresses, protocol: 0, src_port: 0, dst_port: 0 };
+        Self { slot: EndpointSlot(0), tuple }
+    };
+}
+
+impl Hash for FlowId {
+    /// A few whole words: that is what a hash is quick with.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let FiveTuple { addresses, protocol, src_port, dst_port } = self.tuple;
+        let ends = u64::from(src_port) << 48 | u64::from(dst_port) << 32;
+        state.write_u64(ends | u64::from(self.slot.0) << 16 | u64::from(protocol));
+        match addresses {
+            Addresses::V4 { src, dst } => {
+                let words = [src, dst].map(u32::from_ne_bytes);
+                state.write_u64(u64::from(words[0]) << 32 | u64::from(words[1]));
+            }
+            Addresses::V6 { src, dst } => {
+                state.write_u128(u128::from_ne_bytes(src));
+                state.write_u128(u128::from_ne_bytes(dst));
+            }
+        }
+    }
+}
+
+/// The packet taken last: most are followed by one of the same flow under the same header, of which
+/// everything is known then.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    header: [u8; gwlb::USUAL_HEADER_BYTES],
+    outer: OuterPath,
+    slot: EndpointSlot,
+    place: usize,
 }
 
 /// The flows of a batch.
 #[derive(Debug)]
 pub(super) struct Coalescer {
-    flows: Batch<(EndpointSlot, FiveTuple), Flow>,
+    flows: Batch<FlowId, Flow>,
+    last: Option<Last>,
     /// Spans of all open frames.
     spans: usize,
     merging: Merging,
@@ -129,11 +192,8 @@ pub(super) struct Coalescer {
 impl Coalescer {
     /// Nothing open.
     pub(super) fn new(merging: Merging) -> Self {
-        let addresses = Addresses::V4 { src: [0; 4], dst: [0; 4] };
-        let tuple = FiveTuple { addresses, protocol: 0, src_port: 0, dst_port: 0 };
-        let header = StoredHeader::NONE;
-        let empty = || Flow { header, open: None, spans: ArrayVec::new() };
-        Self { flows: Batch::new(FLOWS_MAX, (EndpointSlot(0), tuple), empty), spans: 0, merging }
+        let flows = Batch::new(FLOWS_MAX, FlowId::NONE, Flow::new);
+        Self { flows, last: None, spans: 0, merging }
     }
 
     /// Frames that may be open, at most, and their spans: each becomes a job.
@@ -141,78 +201,124 @@ impl Coalescer {
         (self.flows.len(), self.spans)
     }
 
-    /// Whether the flow's header is, in this batch, known to be this one already.
+    /// The flow's place, if its header is known, in this batch, to be this one already.
     #[inline]
-    pub(super) fn knows(
-        &mut self,
-        slot: EndpointSlot,
-        tuple: &FiveTuple,
-        header: &StoredHeader,
-    ) -> bool {
-        let place = self.flows.find(&(slot, *tuple));
-        place.is_some_and(|place| self.flows.at(place).header == *header)
+    pub(super) fn known(&mut self, flow: &FlowId, header: &StoredHeader) -> Option<usize> {
+        let place = self.flows.find(flow)?;
+        (self.flows.at(place).header == *header).then_some(place)
     }
 
-    /// Takes a packet of a flow whose header was stored, to be merged or not.
+    /// Takes a datagram whose packet is the next of the same frame as the one before it: nothing
+    /// else about it has to be looked at. Returns its endpoint, and the length of the packet.
+    #[inline]
+    pub(super) fn take_next(
+        &mut self,
+        arrived: &Arrived,
+        buffers: &mut impl Buffers,
+        plan: &mut Plan,
+    ) -> Option<(EndpointSlot, usize)> {
+        let last = self.last.as_ref()?;
+        let (slot, place) = (last.slot, last.place);
+        let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
+        let (header, packet) = datagram.split_first_chunk()?;
+        if *header != last.header || arrived.outer != last.outer {
+            return None;
+        }
+        let candidate = Candidate::new(packet)?;
+        let header_bytes = header.len();
+        let packet = arrived.datagram.start + header_bytes..arrived.datagram.end;
+        let packet_bytes = packet.len();
+        let piece = Piece { buffer: arrived.buffer, packet, header_bytes };
+        if !self.append(place, candidate, &piece, buffers) {
+            return None;
+        }
+        self.close_if_over(place, buffers, plan);
+        Some((slot, packet_bytes))
+    }
+
+    /// From now on nothing is known about the packet taken last: endpoints come or go.
+    pub(super) fn forget_last(&mut self) {
+        self.last = None;
+    }
+
+    /// Takes a packet of a flow whose header was stored, to be merged or not. `known` is what
+    /// [`Self::known`] said.
     pub(super) fn take(
         &mut self,
-        (slot, tuple): (EndpointSlot, FiveTuple),
+        flow: FlowId,
+        known: Option<usize>,
         header: &StoredHeader,
         piece: Piece,
         buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) {
-        let place = self.place_of(slot, tuple, header, buffers, plan);
+        let place = match known {
+            Some(place) => place,
+            None => self.enter(flow, header, buffers, plan),
+        };
         let candidate = Candidate::new(piece.bytes(buffers))
             .filter(|&candidate| self.merging.allows(candidate));
         let Some(candidate) = candidate else {
             // The parts of a fragmented packet have no ports, and must not overtake the flow.
-            if is_fragment(&tuple) {
+            if is_fragment(&flow.tuple) {
                 self.close_all(buffers, plan);
             } else {
                 self.close(place, buffers, plan);
             }
-            plan_alone(slot, &piece, buffers, plan);
+            plan_alone(flow.slot, &piece, buffers, plan);
             return;
         };
+        self.note_last(flow.slot, place, header.outer, &piece, buffers);
         if !self.append(place, candidate, &piece, buffers) {
             self.close(place, buffers, plan);
             self.begin(place, candidate, piece, buffers);
         }
-        if self.flows.at(place).open.as_ref().is_some_and(|open| open.run.is_over()) {
-            self.close(place, buffers, plan);
-        }
+        self.close_if_over(place, buffers, plan);
     }
 
-    /// The flow's place, with `header` as what was learned last.
-    fn place_of(
+    fn note_last(
         &mut self,
         slot: EndpointSlot,
-        tuple: FiveTuple,
+        place: usize,
+        outer: OuterPath,
+        piece: &Piece,
+        buffers: &mut impl Buffers,
+    ) {
+        let start = piece.packet.start - piece.header_bytes;
+        let header = &buffers.bytes_mut(piece.buffer)[start..piece.packet.start];
+        self.last = <&[u8; gwlb::USUAL_HEADER_BYTES]>::try_from(header).ok().map(|&header| Last {
+            header,
+            outer,
+            slot,
+            place,
+        });
+    }
+
+    /// The place of a flow that is not known, or under another header.
+    fn enter(
+        &mut self,
+        flow: FlowId,
         header: &StoredHeader,
         buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) -> usize {
-        let place = match self.flows.find(&(slot, tuple)) {
-            Some(place) if self.flows.at(place).header == *header => return place,
-            Some(place) => {
-                self.close(place, buffers, plan);
-                place
+        let place = if let Some(place) = self.flows.find(&flow) {
+            self.close(place, buffers, plan);
+            place
+        } else {
+            if self.flows.is_full() {
+                self.flush(buffers, plan);
             }
-            None => {
-                if self.flows.is_full() {
-                    self.flush(buffers, plan);
-                }
-                self.flows.enter((slot, tuple))
-            }
+            self.flows.enter(flow)
         };
         let flow = self.flows.at(place);
         flow.header = *header;
-        flow.open = None;
+        flow.is_open = false;
         place
     }
 
     /// Adds the packet to its flow's open frame, if it is what follows there.
+    #[inline]
     fn append(
         &mut self,
         place: usize,
@@ -221,23 +327,25 @@ impl Coalescer {
         buffers: &mut impl Buffers,
     ) -> bool {
         let merging = self.merging;
-        let Flow { open: Some(open), spans, .. } = self.flows.at(place) else {
-            return false;
-        };
+        let flow = self.flows.at(place);
         let datagram_bytes = piece.header_bytes + piece.packet.len();
-        let packet = piece.bytes(buffers);
-        let follows = !spans.is_full()
-            && open.send_bytes + datagram_bytes <= SEND_BYTES_MAX
-            && open.run.is_continued_by(&candidate, packet)
-            && (open.run.is_cut_alike_by_the_kernel() || merging.allows_fixed_ids(candidate))
-            && candidate.has_sender_checksums(packet);
-        if !follows || !open.first_is_right(buffers) {
+        let has_room = flow.is_open
+            && !flow.spans.is_full()
+            && flow.send_bytes + datagram_bytes <= SEND_BYTES_MAX;
+        if !has_room || !flow.first_is_right(buffers) {
             return false;
         }
-        open.run.append(candidate, piece.bytes(buffers));
-        open.send_bytes += datagram_bytes;
+        let packet = piece.bytes(buffers);
+        let follows = flow.run.is_continued_by(&candidate, packet)
+            && (flow.run.is_cut_alike_by_the_kernel() || merging.allows_fixed_ids(candidate))
+            && candidate.has_sender_checksums(packet);
+        if !follows {
+            return false;
+        }
+        flow.run.append(candidate, packet);
+        flow.send_bytes += datagram_bytes;
         let start = piece.packet.start + candidate.headers_bytes();
-        spans.push(span(piece.buffer, start..piece.packet.end));
+        flow.spans.push(span(piece.buffer, start..piece.packet.end));
         self.spans += 1;
         true
     }
@@ -249,28 +357,40 @@ impl Coalescer {
         piece: Piece,
         buffers: &mut impl Buffers,
     ) {
-        let run = Run::new(candidate, piece.bytes(buffers));
         let flow = self.flows.at(place);
+        flow.run.begin(candidate, piece.bytes(buffers));
         flow.spans.clear();
         flow.spans.push(frame_span(&piece));
+        flow.send_bytes = piece.header_bytes + piece.packet.len();
+        flow.first = piece;
+        flow.first_is_checked = false;
+        flow.is_open = true;
         self.spans += 1;
-        let send_bytes = piece.header_bytes + piece.packet.len();
-        flow.open = Some(Open { first: piece, run, first_is_checked: false, send_bytes });
+    }
+
+    #[inline]
+    fn close_if_over(&mut self, place: usize, buffers: &mut impl Buffers, plan: &mut Plan) {
+        let flow = self.flows.at(place);
+        if flow.is_open && flow.run.is_over() {
+            self.close(place, buffers, plan);
+        }
     }
 
     /// Plans a flow's open frame, if there is one.
     fn close(&mut self, place: usize, buffers: &mut impl Buffers, plan: &mut Plan) {
-        let (&(endpoint, _), flow) = self.flows.entry(place);
-        let Some(Open { first, run, .. }) = flow.open.take() else {
+        let (&FlowId { slot: endpoint, .. }, flow) = self.flows.entry(place);
+        if !flow.is_open {
             return;
-        };
+        }
+        flow.is_open = false;
         self.spans -= flow.spans.len();
+        let Flow { first, run, .. } = flow;
         if run.packets() == 1 {
-            plan_alone(endpoint, &first, buffers, plan);
+            plan_alone(endpoint, first, buffers, plan);
             return;
         }
         let header = run.finish(first.bytes(buffers));
-        write_header(&header, &first, buffers);
+        write_header(&header, first, buffers);
         let headers_bytes = u32::from(header.header_bytes);
         let packet_bytes = length(run.packet_bytes()) + (run.packets() - 1) * headers_bytes;
         let target = Target::Gwi;
@@ -288,12 +408,14 @@ impl Coalescer {
     pub(super) fn flush(&mut self, buffers: &mut impl Buffers, plan: &mut Plan) {
         self.close_all(buffers, plan);
         self.flows.clear();
+        self.last = None;
     }
 }
 
-impl Open {
-    /// Whether the first packet's checksums are right: looked at when a second packet follows,
-    /// because most first ones stay alone.
+impl Flow {
+    /// Whether the first packet's checksums are right: looked at when a second packet comes, because
+    /// most first ones stay alone.
+    #[inline]
     fn first_is_right(&mut self, buffers: &mut impl Buffers) -> bool {
         if !self.first_is_checked {
             let packet = self.first.bytes(buffers);

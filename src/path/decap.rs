@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Path;
+use super::coalesce::FlowId;
 use super::coalesce::Piece;
 use super::count_removed;
 use super::endpoints::Readiness;
@@ -17,7 +18,6 @@ use crate::types::EndpointId;
 use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::OuterPath;
-use crate::wire::FiveTuple;
 use crate::wire::gwlb;
 use crate::wire::inner;
 
@@ -52,9 +52,15 @@ impl Path {
         buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) -> Decap {
-        let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
-        self.cell.datagrams.count(datagram.len());
+        self.cell.datagrams.count(arrived.datagram.len());
         self.cell.last_datagram.set(now);
+        if let Some((slot, packet_bytes)) = self.coalescer.take_next(&arrived, buffers, plan) {
+            let endpoint = self.endpoints.at(slot).expect("its packet before was delivered");
+            endpoint.cell.from_gwlb.count(packet_bytes);
+            endpoint.cell.last_seen.set(now);
+            return Decap::Done;
+        }
+        let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
         let meta = match gwlb::parse(datagram) {
             Ok(meta) => meta,
             Err(reason) => {
@@ -101,12 +107,12 @@ impl Path {
         let endpoint = self.endpoints.at(slot).expect("active slots are filled");
         endpoint.cell.from_gwlb.count(packet_bytes);
         match learned {
-            Ok((tuple, header)) => {
+            Ok((flow, known, header)) => {
                 endpoint.cell.last_seen.set(now);
                 let header_bytes = meta.header_bytes;
                 let packet = datagram.start + header_bytes..datagram.end;
                 let piece = Piece { buffer, packet, header_bytes };
-                self.coalescer.take((slot, tuple), &header, piece, buffers, plan);
+                self.coalescer.take(flow, known, &header, piece, buffers, plan);
             }
             Err(reason) => {
                 endpoint.cell.decap_drops.count(reason);
@@ -115,7 +121,8 @@ impl Path {
         }
     }
 
-    /// Stores the datagram's header with its flow.
+    /// Stores the datagram's header with its flow, unless this batch has done so. Returns the flow,
+    /// its place in the batch if it has one, and the header.
     fn learn(
         &mut self,
         slot: EndpointSlot,
@@ -123,25 +130,26 @@ impl Path {
         datagram: &[u8],
         outer: OuterPath,
         now: Moment,
-    ) -> Result<(FiveTuple, StoredHeader), DropReason> {
+    ) -> Result<(FlowId, Option<usize>, StoredHeader), DropReason> {
         let endpoint = self.endpoints.at(slot).expect("active slots are filled");
         let (header, packet) = datagram.split_at(meta.header_bytes);
         let tuple = inner::parse(packet, meta.family)?.tuple;
         let template =
             endpoint.templates.intern(header, meta.cookie_at).ok_or(DropReason::OptionSetLimit)?;
         let header = StoredHeader { template, cookie: meta.cookie, outer };
-        if self.coalescer.knows(slot, &tuple, &header) {
-            return Ok((tuple, header));
+        let flow = FlowId { slot, tuple };
+        if let Some(place) = self.coalescer.known(&flow, &header) {
+            return Ok((flow, Some(place), header));
         }
         let (key, way) = FlowKey::new(endpoint.endpoint, &tuple);
         match self.flows.learn(&key, way, &header, now, &mut self.tally) {
-            Learned::Known => Ok((tuple, header)),
+            Learned::Known => Ok((flow, None, header)),
             Learned::New { evicted } => {
                 endpoint.cell.flows_added.count(key.kind());
                 if let Some(evicted) = evicted {
                     count_removed(&self.endpoints, evicted);
                 }
-                Ok((tuple, header))
+                Ok((flow, None, header))
             }
             Learned::Full => Err(DropReason::FlowLimit),
         }

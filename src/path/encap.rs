@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use super::Path;
 use super::batch::Batch;
 use super::coalesce::FLOWS_MAX;
+use super::coalesce::FlowId;
 use super::endpoints::Endpoint;
 use super::plan::BufferId;
 use super::plan::Buffers;
@@ -61,13 +62,11 @@ enum Unsent {
 }
 
 /// The answers that the flow table has given in this batch.
-pub(super) type Answers = Batch<(EndpointSlot, FiveTuple), StoredHeader>;
+pub(super) type Answers = Batch<FlowId, StoredHeader>;
 
 /// Room for the answers of one batch; beyond it the flow table is asked again.
 pub(super) fn no_answers() -> Answers {
-    let addresses = Addresses::V4 { src: [0; 4], dst: [0; 4] };
-    let tuple = FiveTuple { addresses, protocol: 0, src_port: 0, dst_port: 0 };
-    Batch::new(FLOWS_MAX, (EndpointSlot(0), tuple), || StoredHeader::NONE)
+    Batch::new(FLOWS_MAX, FlowId::NONE, || StoredHeader::NONE)
 }
 
 /// Where the packet of a frame is: behind the virtio header. Empty if there is none.
@@ -146,7 +145,8 @@ impl Path {
         traffic.count_many(packets as u64, packet_bytes as u64);
         last.set(now);
         let find = |tuple: &FiveTuple| {
-            if let Some(place) = answers.find(&(slot, *tuple)) {
+            let flow = FlowId { slot, tuple: *tuple };
+            if let Some(place) = answers.find(&flow) {
                 return Some(*answers.at(place));
             }
             let (key, way) = FlowKey::new(endpoint.endpoint, tuple);
@@ -154,7 +154,7 @@ impl Path {
             if answers.is_full() {
                 answers.clear();
             }
-            let place = answers.enter((slot, *tuple));
+            let place = answers.enter(flow);
             *answers.at(place) = header;
             Some(header)
         };

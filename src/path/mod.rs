@@ -162,17 +162,20 @@ impl Path {
     /// From now on this worker serves the endpoint. What is held for it waits for
     /// [`Self::next_held`].
     pub fn attach(&mut self, endpoint: Endpoint) {
+        self.coalescer.forget_last();
         self.endpoints.attach(endpoint);
     }
 
     /// From now on datagrams of the endpoint are held again.
     pub fn closing(&mut self, endpoint: EndpointRef) {
+        self.coalescer.forget_last();
         self.endpoints.closing(endpoint);
     }
 
     /// This worker no longer serves the endpoint. Returns its id if datagrams are held for it,
     /// so that it must be announced anew.
     pub fn detach(&mut self, endpoint: EndpointRef) -> Option<EndpointId> {
+        self.coalescer.forget_last();
         self.endpoints.detach(endpoint)
     }
 

@@ -27,6 +27,7 @@ use arrayvec::ArrayVec;
 use crate::wire::Family;
 use crate::wire::checksum;
 use crate::wire::checksum::Sum;
+use crate::wire::field;
 use crate::wire::field::be16;
 use crate::wire::field::be32;
 use crate::wire::gso;
@@ -96,6 +97,7 @@ impl Candidate {
 
     /// Whether the checksums of the packet, which is the one that this was made from, are those
     /// that a sender writes.
+    #[inline]
     pub fn has_sender_checksums(&self, packet: &[u8]) -> bool {
         let (ip, segment) = packet.split_at(ip_bytes(self.family));
         let ip_is_right = match self.family {
@@ -113,18 +115,23 @@ impl Candidate {
             Transport::Tcp => field != u16::MAX,
             Transport::Udp => field != 0,
         };
-        let pseudo_header = self.pseudo_header(ip, segment.len());
-        ip_is_right && has_form && (pseudo_header + checksum::sum(segment)).is_valid()
+        // The addresses, which are summed too, stand right before the segment.
+        let summed = &packet[self.addresses_at()..];
+        let sum = self.pseudo_header_ends(segment.len()) + checksum::sum(summed);
+        ip_is_right && has_form && sum.is_valid()
     }
 
-    fn pseudo_header(self, ip: &[u8], segment_bytes: usize) -> Sum {
-        let addresses = match self.family {
-            Family::V4 => ipv4::field::SRC.start..ipv4::field::DST.end,
-            Family::V6 => ipv6::field::SRC.start..ipv6::field::DST.end,
-        };
+    const fn addresses_at(self) -> usize {
+        match self.family {
+            Family::V4 => ipv4::field::SRC.start,
+            Family::V6 => ipv6::field::SRC.start,
+        }
+    }
+
+    /// The sum of a pseudo header but for its addresses.
+    fn pseudo_header_ends(self, segment_bytes: usize) -> Sum {
         let length = u16::try_from(segment_bytes).expect("a packet is below 64 KiB");
-        let protocol = self.transport.protocol().into();
-        checksum::sum(&ip[addresses]) + Sum::of_word(protocol) + Sum::of_word(length)
+        Sum::of_word(self.transport.protocol().into()) + Sum::of_word(length)
     }
 }
 
@@ -187,28 +194,42 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run of one packet, from which `first` was made.
-    #[inline]
-    pub fn new(first: Candidate, packet: &[u8]) -> Self {
-        let headers_bytes = packet.get(..first.headers_bytes()).unwrap_or_default();
-        let headers: ArrayVec<u8, HEADERS_BYTES_MAX> = headers_bytes.iter().copied().collect();
-        let mut run = Self {
-            first,
-            headers,
+    /// A run of no packet, which waits for [`Self::begin`].
+    pub const fn none() -> Self {
+        Self {
+            first: Candidate {
+                family: Family::V4,
+                transport: Transport::Tcp,
+                headers_bytes: 0,
+                payload_bytes: 0,
+            },
+            headers: ArrayVec::new_const(),
             packets: 0,
             payload_bytes: 0,
             next_sequence: 0,
             next_id: 0,
             ids_count: false,
             pushed: false,
-            is_over: false,
-        };
-        if first.family == Family::V4 {
-            run.ids_count = gso::ids_count_up(packet);
-            run.next_id = be16(packet, ipv4::field::ID);
+            is_over: true,
         }
-        run.append(first, packet);
-        run
+    }
+
+    /// Begins anew with one packet, from which `first` was made.
+    #[inline]
+    pub fn begin(&mut self, first: Candidate, packet: &[u8]) {
+        self.first = first;
+        self.headers.clear();
+        let headers = packet.get(..first.headers_bytes()).unwrap_or_default();
+        // A candidate's headers have room.
+        let _ = self.headers.try_extend_from_slice(headers);
+        self.packets = 0;
+        self.payload_bytes = 0;
+        self.pushed = false;
+        (self.ids_count, self.next_id) = match first.family {
+            Family::V4 => (gso::ids_count_up(packet), be16(packet, ipv4::field::ID)),
+            Family::V6 => (false, 0),
+        };
+        self.append(first, packet);
     }
 
     /// How many packets it has.
@@ -252,8 +273,15 @@ impl Run {
         let (ip, transport) = headers.split_at(transport_at);
         let (first_ip, first_transport) = self.headers.split_at(transport_at);
         let ip_follows = match self.first.family {
-            Family::V4 => be16(ip, ipv4::field::ID) == self.next_id && is_same_v4(first_ip, ip),
-            Family::V6 => is_same_v6(first_ip, ip),
+            Family::V4 => {
+                let (first, next) = (first_ip.first_chunk(), ip.first_chunk());
+                be16(ip, ipv4::field::ID) == self.next_id
+                    && first.zip(next).is_some_and(|(first, next)| is_same_v4(first, next))
+            }
+            Family::V6 => {
+                let (first, next) = (first_ip.first_chunk(), ip.first_chunk());
+                first.zip(next).is_some_and(|(first, next)| is_same_v6(first, next))
+            }
         };
         ip_follows
             && match self.first.transport {
@@ -316,7 +344,8 @@ impl Run {
                 header[udp::field::LENGTH_BYTES].copy_from_slice(&bytes);
             }
         }
-        let seed = self.first.pseudo_header(ip, segment_bytes).fold();
+        let ends = self.first.pseudo_header_ends(segment_bytes);
+        let seed = (ends + checksum::sum(&ip[self.first.addresses_at()..])).fold();
         let at = transport.checksum_at();
         header[at..at + 2].copy_from_slice(&seed.to_be_bytes());
         virtio_net::Header {
@@ -342,38 +371,53 @@ impl Run {
     }
 }
 
-/// Whether two IPv4 headers differ in nothing but lengths, identification and checksum.
+/// Whether two IPv4 headers differ in nothing but length, identification and checksum.
 #[inline]
-fn is_same_v4(a: &[u8], b: &[u8]) -> bool {
-    let tos = ..ipv4::field::TOTAL_BYTES.start;
-    let fragment_to_protocol = ipv4::field::FRAGMENT.start..ipv4::field::CHECKSUM.start;
-    let addresses = ipv4::field::SRC.start..ipv4::field::DST.end;
-    a[tos] == b[tos]
-        && a[fragment_to_protocol.clone()] == b[fragment_to_protocol]
-        && a[addresses.clone()] == b[addresses]
+fn is_same_v4(a: &[u8; ipv4::HEADER_BYTES_MIN], b: &[u8; ipv4::HEADER_BYTES_MIN]) -> bool {
+    const LENGTH_AND_ID: u64 = u64::from_ne_bytes([0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]);
+    const CHECKSUM: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+    differing_8(a, b, 0) & LENGTH_AND_ID == 0
+        && differing_4(a, b, 8) & CHECKSUM == 0
+        && differing_8(a, b, 12) == 0
 }
 
 /// Whether two IPv6 headers differ in nothing but the length.
 #[inline]
-fn is_same_v6(a: &[u8], b: &[u8]) -> bool {
-    let class_and_label = ..ipv6::field::PAYLOAD_BYTES.start;
-    let rest = ipv6::field::NEXT_HEADER..ipv6::HEADER_BYTES;
-    a[class_and_label] == b[class_and_label] && a[rest.clone()] == b[rest]
+fn is_same_v6(a: &[u8; ipv6::HEADER_BYTES], b: &[u8; ipv6::HEADER_BYTES]) -> bool {
+    const LENGTH: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+    differing_8(a, b, 0) & LENGTH == 0
+        && [8, 16, 24, 32].into_iter().all(|start| differing_8(a, b, start) == 0)
 }
 
 /// Whether two TCP headers of one length differ in nothing but sequence number, checksum and PSH.
 /// Byte 12 has the reserved bits too, of which Accurate ECN (RFC 9768) uses one.
 #[inline]
 fn is_same_tcp(a: &[u8], b: &[u8]) -> bool {
-    let ports = ..tcp::field::SEQUENCE.start;
-    let acknowledgment_and_offset = tcp::field::ACKNOWLEDGMENT.start..tcp::field::FLAGS;
-    let urgent_and_options = tcp::field::CHECKSUM.end..;
-    let flags = (a[tcp::field::FLAGS] ^ b[tcp::field::FLAGS]) & !flag::PSH;
-    a[ports] == b[ports]
-        && flags == 0
-        && a[acknowledgment_and_offset.clone()] == b[acknowledgment_and_offset]
-        && a[tcp::field::WINDOW] == b[tcp::field::WINDOW]
-        && a[urgent_and_options.clone()] == b[urgent_and_options]
+    const PUSH: u32 = u32::from_ne_bytes([0xff, !flag::PSH, 0xff, 0xff]);
+    const CHECKSUM: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+    let parts = |header| <[u8]>::split_first_chunk::<{ tcp::HEADER_BYTES_MIN }>(header);
+    let (Some((a, a_options)), Some((b, b_options))) = (parts(a), parts(b)) else {
+        return false;
+    };
+    differing_4(a, b, 0) == 0
+        && differing_4(a, b, 8) == 0
+        && differing_4(a, b, 12) & PUSH == 0
+        && differing_4(a, b, 16) & CHECKSUM == 0
+        && a_options == b_options
+}
+
+/// The bits in which 8 bytes at `start` differ.
+#[inline]
+fn differing_8<const N: usize>(a: &[u8; N], b: &[u8; N], start: usize) -> u64 {
+    let word = |bytes| u64::from_ne_bytes(field::array(bytes, start..start + 8));
+    word(a) ^ word(b)
+}
+
+/// The bits in which 4 bytes at `start` differ.
+#[inline]
+fn differing_4<const N: usize>(a: &[u8; N], b: &[u8; N], start: usize) -> u32 {
+    let word = |bytes| u32::from_ne_bytes(field::array(bytes, start..start + 4));
+    word(a) ^ word(b)
 }
 
 #[cfg(test)]

@@ -120,6 +120,13 @@ impl Recipe {
     }
 }
 
+/// A run of one packet.
+fn begun(first: Candidate, packet: &[u8]) -> Run {
+    let mut run = Run::none();
+    run.begin(first, packet);
+    run
+}
+
 /// Runs over packets in order, as whoever merges them does.
 fn runs(packets: &[Vec<u8>]) -> Vec<Vec<usize>> {
     let mut runs: Vec<Vec<usize>> = Vec::new();
@@ -136,7 +143,7 @@ fn runs(packets: &[Vec<u8>]) -> Vec<Vec<usize>> {
         }
         open = candidate
             .filter(|first| first.has_sender_checksums(packet))
-            .map(|first| Run::new(first, packet));
+            .map(|first| begun(first, packet));
         runs.push(vec![number]);
     }
     runs
@@ -145,7 +152,7 @@ fn runs(packets: &[Vec<u8>]) -> Vec<Vec<usize>> {
 /// Merges packets that make a run, and cuts the super-packet again.
 fn merged_and_cut(packets: &[&Vec<u8>]) -> Vec<Vec<u8>> {
     let candidates: Vec<_> = packets.iter().map(|packet| Candidate::new(packet).unwrap()).collect();
-    let mut run = Run::new(candidates[0], packets[0]);
+    let mut run = begun(candidates[0], packets[0]);
     for (candidate, packet) in candidates.iter().zip(packets).skip(1) {
         run.append(*candidate, packet);
     }
@@ -312,7 +319,7 @@ proptest! {
                 }
             }
             if let (Some(one), Some(two)) = (Candidate::new(&a), Candidate::new(&b)) {
-                let run = Run::new(one, &a);
+                let run = begun(one, &a);
                 let _ = (run.is_continued_by(&two, &b), two.has_sender_checksums(&b));
             }
         }
@@ -370,7 +377,7 @@ fn identifications_count_up_or_are_zero_with_df() {
     assert!(with_next(tcp(0xffff, 0x4000), 0));
     let first = |id, fragment| {
         let packet = tcp(id, fragment).build();
-        Run::new(Candidate::new(&packet).unwrap(), &packet).is_cut_alike_by_the_kernel()
+        begun(Candidate::new(&packet).unwrap(), &packet).is_cut_alike_by_the_kernel()
     };
     assert!(!first(0, 0x4000) && first(0, 0) && first(1, 0x4000));
 }
