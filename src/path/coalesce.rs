@@ -413,8 +413,8 @@ impl Coalescer {
 }
 
 impl Flow {
-    /// Whether the first packet's checksums are right: looked at when a second packet comes, because
-    /// most first ones stay alone.
+    /// Whether the first packet's checksums are right: looked at when a second packet comes,
+    /// because most first ones stay alone.
     #[inline]
     fn first_is_right(&mut self, buffers: &mut impl Buffers) -> bool {
         if !self.first_is_checked {

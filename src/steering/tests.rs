@@ -257,7 +257,8 @@ fn flows_of_one_outer_path_spread_over_all_sockets() {
 fn what_is_too_short_or_garbage_goes_where_the_kernel_s_hash_says() {
     in_private_namespace(|| {
         let receivers = Receivers::new();
-        let nodes: Vec<_> = (60_000..60_016).map(node).collect();
+        // So many that none of the sockets is left out, but in one run of ten million.
+        let nodes: Vec<_> = (60_000..60_064).map(node).collect();
         let by_hash: Vec<_> = nodes.iter().map(|node| receivers.place_of(node, b"x")).collect();
         assert!((0..WORKERS).all(|place| by_hash.contains(&place)), "{by_hash:?}");
         receivers::steer_by_flow(&receivers.0).unwrap();
