@@ -76,15 +76,15 @@ drop_reasons! {
     TunDown => "tun_down",
     /// The TUN refused the packet for another reason.
     TunError => "tun_error",
-    /// A frame read from the TUN is no IP packet or was cut.
+    /// A frame read from the TUN is no IP packet, was cut, or stands for more than 1,400 packets.
     TunBadFrame => "tun_bad_frame",
     /// The packet is larger than the load balancer or the path takes.
     Mtu => "mtu",
     /// The socket refused the datagram.
     SendError => "send_error",
-    /// The send queue of the outer source port is full.
+    /// The send queue of the outer source port is full, or a later packet of that port got ahead.
     SendFull => "send_full",
-    /// No operation slot was free.
+    /// No operation slot was free, or no buffer for the headers of a super-packet's packets.
     NoBuffer => "no_buffer",
     /// The program was stopping.
     Shutdown => "shutdown",
