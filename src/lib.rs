@@ -4,12 +4,15 @@
 //! ```text
 //!           outer UDP 6081                                  outer UDP, addresses swapped
 //!  GWLB ─────────────────────▶ worker i: UDP socket i  ◀ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ┐
-//!                                 │ decap: header → endpoint → learn the flow
+//!                                 │ decap: header → endpoint → learn the flow → merge
 //!                                 ▼                                                │
 //!                              gwi queue i ══ kernel: tc, nft, routes, IDS ══▶ gwo queue k
 //!                                                                                  │
-//!                              worker k: read → find the flow → header back on ────┘
+//!                       worker k: read → find the flow → cut → header back on ─────┘
 //! ```
+//!
+//! Packets of one flow that arrive together cross the kernel as one frame, a *super-packet* of up
+//! to 64 packets, and answers of one outer path leave in one send. Outside nothing of it is seen.
 //!
 //! With the program of [`steering`] k is i for all that the kernel sends straight back. Without it,
 //! and for what comes from elsewhere, a hash of the flow picks k, so it may be another worker's.
@@ -36,9 +39,20 @@
 //!
 //! # Reading order
 //!
-//! [`wire::gwlb`] (what a datagram says), [`path`] (what is done about it), [`worker`] (the loop),
-//! [`uring`] (who owns which buffer), [`flow`] (how a packet finds its way back), then
-//! [`control`].
+//! | read | to learn |
+//! |---|---|
+//! | [`wire::gwlb`] | what a datagram says |
+//! | [`wire::gro`], [`wire::gso`] | which packets may be merged, and how they are cut again |
+//! | [`path`]: `decap`, `encap` | what is done about a packet |
+//! | [`path`]: `coalesce`, `sends`, both on a `batch` | what leaves together, each way |
+//! | [`worker`] | the loop |
+//! | [`worker`]: `senders` with `sources` and `socket` | from where an answer leaves, in order |
+//! | [`uring`] | who owns which buffer; its `pieces` cut datagrams out of gathered memory |
+//! | [`flow`] | how a packet finds its way back |
+//! | [`steering`] | which worker gets a packet |
+//! | [`worker`]: `outer_paths`, [`control::spread`] | what shows that workers have no work |
+//! | [`engine`]: `offload`, `spreading` | what of all that this kernel has, tried at the start |
+//! | [`control`] | the life of an endpoint, hooks, the health page |
 
 pub mod cli;
 pub mod control;

@@ -1,7 +1,7 @@
 //! Merging packets of one flow into a super-packet: what the kernel calls generic receive offload.
 //!
-//! There is one rule: **a packet is merged if, and only if, the segment that [`gso`](super::gso)
-//! would write for it is the packet itself, bit by bit.** What that takes:
+//! There is one rule: **a packet is merged if, and only if, the segment that [`gso`] would write
+//! for it is the packet itself, bit by bit.** What that takes:
 //!
 //! | field | of each packet |
 //! |---|---|
