@@ -298,7 +298,7 @@ pub struct Args {
     )]
     pub compat: Compat,
 
-    /// Taken from version 4.0, without effect: there is no eBPF program here.
+    /// Taken from version 4.0, without effect.
     #[arg(
         help_heading = "Compatibility",
         short = 'e',

@@ -154,6 +154,11 @@ impl Spread {
         })
     }
 
+    /// Whether datagrams are spread by the flow inside, and so not merged by the kernel.
+    pub(super) const fn is_by_flow(&self) -> bool {
+        self.start.by_flow
+    }
+
     /// What an operator should look at.
     pub(super) fn warning(&self, workers: &[WorkerLink]) -> Option<String> {
         let starving = self.watch.starving();

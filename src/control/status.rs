@@ -243,7 +243,12 @@ impl Status {
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
             warnings: self.warnings(workers),
-            offload: self.offload,
+            offload: Offload {
+                // What has changed since the start.
+                udp_gro: self.offload.udp_gro && !self.spread.is_by_flow(),
+                udp_gso: self.offload.udp_gso && self.uncut.is_empty(),
+                ..self.offload
+            },
             checksum: checksum::Implementation::detected().to_string(),
             steering: self.spread.row(workers),
             hook_failures: self.hook_failures,
@@ -301,6 +306,7 @@ mod tests {
         let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
         let problem = super::super::answers::uncut(WorkerId(3), crate::sys::Errno::EIO);
         status.sends_uncut(WorkerId(3), problem);
+        assert!(!status.page(&[], start).offload.udp_gso && status.offload.udp_gso);
         status.judge(&[], start);
         assert_eq!(
             status.warnings(&[]),
