@@ -38,6 +38,10 @@ const CMSG_BYTES: usize = size_of::<libc::cmsghdr>();
 /// Longest datagram, and longest train of datagrams that the kernel has merged.
 pub const DATAGRAM_BYTES_MAX: usize = 65_535;
 
+/// Most datagrams of a train. Kernels merge 64 (`UDP_GRO_CNT_MAX`, `net/ipv4/udp_offload.c`) and
+/// cut 128 on the way to us; the rest is for kernels to come.
+pub const DATAGRAMS_MAX: usize = 1024;
+
 /// One datagram, or several of one outer path that the kernel has merged (`UDP_GRO`, udp(7)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -70,7 +74,7 @@ impl Received {
 /// Reads the fields in front of a datagram. `filled` is what the kernel has filled of a buffer.
 ///
 /// Returns nothing if the fields are not there or the address information is missing, which a
-/// kernel that honours `IP_PKTINFO` does not do.
+/// kernel that honours `IP_PKTINFO` does not do, and if there are more than [`DATAGRAMS_MAX`].
 pub fn parse(filled: &[u8]) -> Option<Received> {
     let control_len = usize::try_from(word(filled, 4)?).ok()?.min(CONTROL_BYTES);
     let flags = i32::from_ne_bytes(*filled.get(12..)?.first_chunk()?);
@@ -82,7 +86,7 @@ pub fn parse(filled: &[u8]) -> Option<Received> {
         return None;
     }
     let said = Said::parse(control);
-    Some(Received {
+    let received = Received {
         outer: OuterPath {
             local: said.local?,
             remote: Ipv4Addr::new(a, b, c, d),
@@ -91,7 +95,8 @@ pub fn parse(filled: &[u8]) -> Option<Received> {
         datagram_bytes: said.datagram_bytes.unwrap_or_else(|| bytes.len()).max(1),
         bytes,
         truncated: flags & libc::MSG_TRUNC != 0,
-    })
+    };
+    (received.count() <= DATAGRAMS_MAX).then_some(received)
 }
 
 /// What the control messages say.
@@ -203,6 +208,15 @@ mod tests {
         assert_eq!(places(1, b"a"), [(96, 97)]);
         assert_eq!(places(0, b"abcde"), [(96, 101)]);
         assert_eq!(places(0, b""), [(96, 96)], "an empty datagram is one");
+    }
+
+    /// No kernel merges so many; a guest's host may claim that they were (before Linux 6.6), and
+    /// no plan has room for them.
+    #[test]
+    fn what_no_kernel_merges_is_refused() {
+        let of = |datagrams: usize| parse(&buffer(1, 0, &vec![7; 2 * datagrams]));
+        assert_eq!(of(DATAGRAMS_MAX).map(|received| received.count()), Some(DATAGRAMS_MAX));
+        assert_eq!(of(DATAGRAMS_MAX + 1), None);
     }
 
     #[test]
