@@ -97,9 +97,9 @@ impl BufferGroup {
         &mut self.leases
     }
 
-    /// Whether some buffer is neither with the kernel nor in use.
-    pub(super) fn has_free(&self) -> bool {
-        self.leases.has_free()
+    /// Number of buffers that are neither with the kernel nor in use.
+    pub(super) fn free(&self) -> usize {
+        self.leases.free()
     }
 
     /// Number of buffers that the kernel has.

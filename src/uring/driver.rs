@@ -474,9 +474,9 @@ impl Driver {
         Some(BufferId::new(group, index))
     }
 
-    /// Whether [`Self::take_buffer`] would find one.
-    pub fn has_free(&self, group: Group) -> bool {
-        self.group(group).has_free()
+    /// How many times [`Self::take_buffer`] would find one.
+    pub fn free(&self, group: Group) -> usize {
+        self.group(group).free()
     }
 
     /// Ends the worker's own lease of a buffer.

@@ -341,7 +341,7 @@ impl Worker {
 
     fn patience(&self) -> Duration {
         // Without a buffer to read into, only a completion can help.
-        let can_read = self.queues.readable() > 0 && self.driver.has_free(Group::Tun);
+        let can_read = self.queues.readable() > 0 && self.can_read();
         match self.phase {
             _ if can_read || !self.replaying.is_empty() || !self.arrivals.is_empty() => {
                 Duration::ZERO
@@ -601,7 +601,7 @@ impl Worker {
     fn read_the_readable(&mut self) {
         for _ in 0..self.queues.readable() {
             // Who finds no buffer keeps its turn.
-            if !self.driver.has_free(Group::Tun) || !self.make_room() {
+            if !self.can_read() || !self.make_room() {
                 return;
             }
             let Some((slot, side)) = self.queues.take_readable() else {
@@ -618,9 +618,17 @@ impl Worker {
         }
     }
 
+    /// Whether there is a buffer for a frame, and one for the headers of its segments.
+    fn can_read(&self) -> bool {
+        self.driver.free(Group::Tun) >= 2
+    }
+
     /// Reads from one queue until it had its share or buffers ran out: there may be more in it.
     fn read_queue(&mut self, slot: EndpointSlot, side: Side) -> Result<(), Errno> {
         for _ in 0..READS_IN_A_ROW {
+            if !self.can_read() {
+                break;
+            }
             let Some(pair) = self.queues.at(slot) else {
                 break;
             };

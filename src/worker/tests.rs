@@ -376,3 +376,44 @@ fn what_the_kernel_will_not_cut_is_sent_all_the_same_and_told_once() {
         assert!(matches!(told[..], [Event::SendsUncut(WorkerId(0), Errno::EINVAL)]), "{told:?}");
     }
 }
+
+/// A TCP super-packet of the flow that [`PACKET`] is not of: so many segments of one byte, behind
+/// its virtio header.
+fn super_frame(segments: u8) -> Vec<u8> {
+    let mut frame = vec![
+        1, 1, 40, 0, 1, 0, 20, 0, 16, 0, // virtio: TCP over IPv4, 1 byte each, checksum open
+        0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1, // IPv4
+        0, 80, 0x12, 0x34, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0, // TCP
+    ];
+    frame[13] += segments;
+    frame.extend(std::iter::repeat_n(b'x', segments.into()));
+    frame
+}
+
+/// The packet that it answers.
+const SEGMENT: [u8; 40] = [
+    0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, // IPv4
+    0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0, // TCP
+];
+
+/// What is read takes buffers, and so do the headers of its segments: the last buffer is not for
+/// one more frame.
+#[test]
+fn frames_leave_buffers_for_the_headers_of_their_segments() {
+    const SEGMENTS: u8 = 15;
+    const FRAMES: u64 = 20;
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        bench.arrive_with(1, &SEGMENT);
+        bench.turn_until("the flow is known", |_| hosts.cell.to_gwi.packets.get() == 1);
+        for _ in 0..FRAMES {
+            hosts.queues[1].send(&super_frame(SEGMENTS)).unwrap();
+        }
+        let all = FRAMES * u64::from(SEGMENTS);
+        bench.turn_until("all are read", |_| hosts.cell.from_gwo.packets.get() == all);
+        let is_done = |bench: &mut Bench| bench.worker.driver.in_flight() == 0;
+        bench.turn_until("all are sent", is_done);
+        let lost = hosts.cell.encap_drops.get(DropReason::NoBuffer);
+        assert_eq!((lost, hosts.cell.to_gwlb.packets.get()), (0, all));
+    }
+}
