@@ -292,6 +292,9 @@ impl Worker {
         while !self.is_stopped() {
             self.turn()?;
         }
+        // What came this far after the end had begun.
+        self.path.drop_all_held();
+        self.abandon_sends(None, DropReason::Shutdown);
         Ok(())
     }
 

@@ -417,3 +417,17 @@ fn frames_leave_buffers_for_the_headers_of_their_segments() {
         assert_eq!((lost, hosts.cell.to_gwlb.packets.get()), (0, all));
     }
 }
+
+/// What is held when the worker ends, however late it came, is counted.
+#[test]
+fn what_is_held_at_the_end_is_counted() {
+    for mut bench in benches() {
+        bench.arrive(1);
+        bench.receive(1);
+        bench.worker.phase = Phase::Stopping(Moment::ZERO);
+        bench.worker.run_until_stopped().unwrap();
+        let cell = &bench.worker.cell;
+        assert_eq!((cell.held_in.get(), cell.held_out.get()), (1, 1));
+        assert_eq!(cell.drops.get(DropReason::Shutdown), 1);
+    }
+}
