@@ -40,9 +40,10 @@ use crate::wire::virtio_net::Gso;
 /// a TCP does for a peer that asks for the smallest segments there are; such frames are dropped.
 const SEGMENTS_MAX: usize = 1400;
 
-/// Jobs and spans that one frame may need.
-pub(super) const FRAME_ROOM: (usize, usize) =
-    (SEGMENTS_MAX.div_ceil(PACKETS_MAX) + 1, 2 * SEGMENTS_MAX);
+/// Jobs that one frame may need, where sends gather and where each segment is a send, and spans.
+pub(super) const FRAME_JOBS: usize = SEGMENTS_MAX.div_ceil(PACKETS_MAX) + 1;
+pub(super) const FRAME_JOBS_SINGLY: usize = SEGMENTS_MAX;
+pub(super) const FRAME_SPANS: usize = 2 * SEGMENTS_MAX;
 
 /// A frame in a receive buffer. There is room for a GENEVE header before the packet.
 #[derive(Clone, Debug)]

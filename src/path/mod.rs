@@ -54,6 +54,11 @@ use crate::types::Moment;
 use crate::types::Offload;
 use crate::types::OuterPath;
 
+/// Jobs that a plan must have room for, so that [`Path::has_room`] holds for an empty one: a frame
+/// for every flow of the batch, and a send for every segment of a frame. (Where each segment is a
+/// send, no send is open besides.)
+pub const PLAN_JOBS_MIN: usize = coalesce::FLOWS_MAX as usize + encap::FRAME_JOBS_SINGLY;
+
 /// One worker's knowledge of endpoints and flows.
 #[derive(Debug)]
 pub struct Path {
@@ -104,10 +109,11 @@ impl Path {
     pub fn has_room(&self, plan: &Plan, datagrams: usize) -> bool {
         let [(frames, frame_spans), (sends, send_spans)] =
             [self.coalescer.open(), self.sends.open()];
-        let (jobs_max, spans_max) = encap::FRAME_ROOM;
+        let jobs_max =
+            if self.sends.gathers() { encap::FRAME_JOBS } else { encap::FRAME_JOBS_SINGLY };
         plan.has_room(
             frames + sends + jobs_max.max(datagrams),
-            frame_spans + send_spans + spans_max.max(datagrams),
+            frame_spans + send_spans + encap::FRAME_SPANS.max(datagrams),
         )
     }
 

@@ -82,6 +82,11 @@ impl Sends {
         self.gathers = false;
     }
 
+    /// Whether a send may hold more than one datagram.
+    pub(super) const fn gathers(&self) -> bool {
+        self.gathers
+    }
+
     /// Sends that are open, and their spans: each becomes a job.
     pub(super) const fn open(&self) -> (usize, usize) {
         (self.open.len(), self.spans)

@@ -100,10 +100,11 @@ const DRAIN_MAX: Duration = Duration::from_millis(200);
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Writes and sends that are planned before they are started, and the spans of all of them. There
-/// are four times as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when
-/// the next one looks, and a send that nobody cuts for us takes a slot for each of its datagrams.
-const JOBS_MAX: usize = 1024;
+/// are twice as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when the
+/// next one looks, and a send that nobody cuts for us takes a slot for each of its datagrams.
+const JOBS_MAX: usize = 2048;
 const SPANS_PLANNED_MAX: usize = 16_384;
+const _: () = assert!(JOBS_MAX >= path::PLAN_JOBS_MIN && JOBS_MAX >= received::DATAGRAMS_MAX);
 
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 4096;

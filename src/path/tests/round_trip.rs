@@ -329,3 +329,27 @@ fn more_flows_than_a_batch_remembers_lose_nothing() {
     bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
     assert_eq!(bench.plan.jobs().map(|(job, _)| job.packets as usize).sum::<usize>(), 2 * many);
 }
+
+/// A send of its own for each segment: as many jobs as segments, which the plan must have room for.
+#[test]
+fn frames_fit_the_plan_where_no_send_gathers() {
+    let steps = vec![step(1, 1000); 47];
+    for offload in [Offload { udp_gso: false, ..Offload::ALL }, Offload::ALL] {
+        let mut bench = Bench::with(offload);
+        arrive(&mut bench, &steps);
+        let frame = frames(&mut bench).remove(0);
+        bench.buffers = TestBuffers::default();
+        let mut number = 0;
+        while bench.path.has_room(&bench.plan, 1) {
+            let buffer = BufferId::new(Group::Tun, number);
+            bench.buffers.put(buffer, [&[0xee; 320][..], &frame].concat());
+            let frame = Frame { buffer, frame: 320..320 + frame.len(), side: Side::Gwo };
+            bench.path.encap(LIFE.slot, &frame, NOW, &mut bench.buffers, &mut bench.plan);
+            number += 1;
+        }
+        bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
+        assert!(number > 5, "{number} frames of a plan");
+        let packets: usize = bench.plan.jobs().map(|(job, _)| job.packets as usize).sum();
+        assert_eq!(packets, usize::from(number) * 47);
+    }
+}
