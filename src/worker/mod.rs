@@ -106,6 +106,11 @@ const JOBS_MAX: usize = 2048;
 const SPANS_PLANNED_MAX: usize = 16_384;
 const _: () = assert!(JOBS_MAX >= path::PLAN_JOBS_MIN && JOBS_MAX >= received::DATAGRAMS_MAX);
 
+/// Datagrams between two looks at how full the queues are, where the kernel cuts super-packets
+/// apart: each of their packets is a frame in a queue.
+const CUT_PACKETS_MAX: usize = 1024;
+const _: () = assert!(CUT_PACKETS_MAX >= received::DATAGRAMS_MAX);
+
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 4096;
 
@@ -225,6 +230,8 @@ pub struct Worker {
     expired_at: Moment,
     flows: Arc<FlowTable>,
     workers: usize,
+    /// Whether the kernel cuts super-packets apart before we read them again.
+    kernel_cuts: bool,
     // Last: the ring has let go of the file by the time that this closes it.
     receiver: Arc<OwnedFd>,
 }
@@ -276,6 +283,8 @@ impl Worker {
             expired_at: now,
             flows,
             workers,
+            kernel_cuts: offload.tcp_coalescing && !offload.tun_tso
+                || offload.udp_coalescing && !offload.tun_uso,
             receiver,
         })
     }
@@ -402,12 +411,14 @@ impl Worker {
     fn take_datagrams(&mut self) {
         while !self.arrivals.datagrams.is_empty() && !self.queues.is_pressed() {
             // A plan's worth, then a look at how full the queues are.
+            let mut most = if self.kernel_cuts { CUT_PACKETS_MAX } else { usize::MAX };
             while let Some(&(buffer, filled)) = self.arrivals.datagrams.front() {
                 let received = received::parse(&self.driver.bytes_mut(buffer)[..filled]);
                 let count = received.as_ref().map_or(1, Received::count);
-                if !self.path.has_room(&self.plan, count) {
+                if !self.path.has_room(&self.plan, count) || most < count {
                     break;
                 }
+                most -= count;
                 self.arrivals.datagrams.pop_front();
                 self.looked_into.push(buffer);
                 self.on_received(buffer, received);
@@ -700,7 +711,7 @@ impl Worker {
     /// Ends the batch: starts what is planned, and lets go of the buffers that it was planned from.
     /// Returns whether as much may be started again.
     fn execute(&mut self) -> bool {
-        let Self { plan, driver, path, queues, senders, looked_into, now, .. } = self;
+        let Self { plan, driver, path, queues, senders, looked_into, now, kernel_cuts, .. } = self;
         path.end_batch(&mut BatchBuffers { driver, looked_into }, plan);
         for (job, spans) in plan.jobs() {
             if let Target::Outer(outer) = &job.target {
@@ -711,7 +722,9 @@ impl Worker {
         for (job, spans) in plan.jobs() {
             match &job.target {
                 Target::Gwi => match driver.write_gwi(job, spans) {
-                    Ok(()) => queues.written(job.endpoint),
+                    Ok(()) => {
+                        queues.written(job.endpoint, if *kernel_cuts { job.packets } else { 1 });
+                    }
                     Err(reason) => count_unwritten(path, job, reason),
                 },
                 Target::Outer(outer) => {

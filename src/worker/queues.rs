@@ -207,14 +207,15 @@ impl Queues {
         Some((slot, side))
     }
 
-    /// Notes that a frame was written to the pair's `gwi`.
-    pub(super) fn written(&mut self, slot: EndpointSlot) {
+    /// Notes that a frame was written to the pair's `gwi`, which comes back as so many.
+    pub(super) fn written(&mut self, slot: EndpointSlot, frames: u32) {
         let Some(pair) = self.pairs[slot.index()].as_mut() else {
             return;
         };
         pair.in_flight += 1;
-        pair.frames_unread += 1;
-        if pair.frames_unread == FRAMES_UNREAD_MAX {
+        let before = pair.frames_unread;
+        pair.frames_unread = before.saturating_add(frames);
+        if before < FRAMES_UNREAD_MAX && pair.frames_unread >= FRAMES_UNREAD_MAX {
             self.pressed.push(slot);
         }
     }
@@ -319,7 +320,7 @@ mod tests {
 
     fn press(queues: &mut Queues) {
         for _ in 0..FRAMES_UNREAD_MAX {
-            queues.written(LIFE.slot);
+            queues.written(LIFE.slot, 1);
         }
     }
 

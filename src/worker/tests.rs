@@ -68,6 +68,10 @@ fn benches() -> [Bench; 2] {
 
 impl Bench {
     fn new(features: Features) -> Self {
+        Self::with(features, Offload::NONE)
+    }
+
+    fn with(features: Features, offload: Offload) -> Self {
         let group = |headroom_bytes| GroupPlan {
             offered: BUFFERS / 2,
             count: BUFFERS,
@@ -103,7 +107,7 @@ impl Bench {
                 features,
             },
             receiver: Arc::new(receiver.into()),
-            offload: Offload::NONE,
+            offload,
             commands: command_queue,
             wake,
             events,
@@ -429,5 +433,27 @@ fn what_is_held_at_the_end_is_counted() {
         let cell = &bench.worker.cell;
         assert_eq!((cell.held_in.get(), cell.held_out.get()), (1, 1));
         assert_eq!(cell.drops.get(DropReason::Shutdown), 1);
+    }
+}
+
+/// A frame that the kernel cuts comes back as many, and the link's queue holds no more than it
+/// does: such frames press their pair sooner.
+#[test]
+fn frames_that_come_back_cut_count_as_what_they_become() {
+    let features = Features::probe().unwrap();
+    for (tun_tso, is_pressed) in [(true, false), (false, true)] {
+        let offload = Offload { tun_tso, tun_uso: tun_tso, ..Offload::ALL };
+        let mut bench = Bench::with(features, offload);
+        let hosts = bench.attach(1);
+        let buffer = bench.worker.driver.take_buffer(Group::Tun).unwrap();
+        bench.worker.looked_into.push(buffer);
+        let (endpoint, target) = (EndpointSlot(1), Target::Gwi);
+        let job = Job { endpoint, target, packets: 64, packet_bytes: 640, datagram_bytes: 0 };
+        for _ in 0..64 {
+            bench.worker.plan.push(job, [Span { buffer, start: 0, len: 50 }]);
+        }
+        bench.worker.execute();
+        hosts.queues[1].send(&FRAME).unwrap();
+        assert_eq!(bench.worker.queues.is_pressed(), is_pressed, "TSO {tun_tso}");
     }
 }
