@@ -85,6 +85,9 @@ use crate::uring::verdict;
 /// How long an idle worker sleeps: it shows its heartbeat four times a second.
 const IDLE_TICK: Duration = Duration::from_millis(250);
 
+/// How long a worker sleeps while datagrams wait for a queue to be read.
+const PRESSED_TICK: Duration = Duration::from_millis(1);
+
 /// Time in which every flow is looked at once to see whether it is idle. A worker without traffic
 /// takes longer where flows or shards are many: it turns four times a second, and a turn looks at
 /// one shard and at no more than [`EXPIRY_FLOWS_MAX`] flows of it.
@@ -355,10 +358,13 @@ impl Worker {
     fn patience(&self) -> Duration {
         // Without a buffer to read into, only a completion can help.
         let can_read = self.queues.readable() > 0 && self.can_read();
+        let Arrivals { datagrams, frames } = &self.arrivals;
+        let is_pressed = self.queues.was_pressed();
+        let can_take = !frames.is_empty() || !datagrams.is_empty() && !is_pressed;
         match self.phase {
-            _ if can_read || !self.replaying.is_empty() || !self.arrivals.is_empty() => {
-                Duration::ZERO
-            }
+            _ if can_read || can_take || !self.replaying.is_empty() => Duration::ZERO,
+            // Mostly what ends that is a completion: a frame that was read.
+            _ if !datagrams.is_empty() => PRESSED_TICK,
             Phase::Running => IDLE_TICK,
             Phase::Draining(_) | Phase::Stopping(_) => Duration::from_millis(10),
         }

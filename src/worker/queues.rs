@@ -236,6 +236,11 @@ impl Queues {
         !self.pressed.is_empty()
     }
 
+    /// Whether some pair was, when last looked at.
+    pub(super) fn was_pressed(&self) -> bool {
+        !self.pressed.is_empty()
+    }
+
     /// Begins to let go of a pair: its reads are cancelled. Returns whether it is there.
     pub(super) fn detach(&mut self, driver: &mut Driver, endpoint: EndpointRef) -> bool {
         let slot = endpoint.slot;

@@ -457,3 +457,31 @@ fn frames_that_come_back_cut_count_as_what_they_become() {
         assert_eq!(bench.worker.queues.is_pressed(), is_pressed, "TSO {tun_tso}");
     }
 }
+
+/// Datagrams wait for room behind a pressed pair, and that for a buffer to read into: nothing to do
+/// but to sleep.
+#[test]
+fn a_pressed_worker_that_cannot_read_does_not_spin() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        fill(&hosts.queues[1]);
+        let Bench { worker, .. } = &mut bench;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.extend(std::iter::from_fn(|| worker.driver.take_buffer(Group::Tun)));
+            turn_without_buffers(worker, &mut held);
+        }
+        bench.worker.queues.written(EndpointSlot(1), 4096);
+        bench.worker.queues.at(EndpointSlot(1)).unwrap().in_flight -= 1;
+        bench.arrive(1);
+        bench.turn_until("a datagram waits", |bench| !bench.worker.arrivals.is_empty());
+        bench.worker.turn().unwrap();
+        assert!(!bench.worker.arrivals.is_empty());
+        assert!(bench.worker.patience() > Duration::ZERO);
+
+        for buffer in held {
+            bench.worker.driver.release(buffer);
+        }
+        bench.turn_until("it is delivered", |_| hosts.cell.to_gwi.packets.get() == 1);
+    }
+}
