@@ -64,6 +64,8 @@ pub struct Sending {
     /// Of two sends the one that was prepared first has the smaller age. What was cut from a send
     /// has the age of that.
     pub age: u64,
+    /// Buffers that are held for it alone; what was cut from a send shares its buffers.
+    pub buffers: usize,
     /// It was cut from another send, and is not its last datagram, which may be shorter.
     pub is_full_part: bool,
 }
@@ -346,6 +348,7 @@ impl Operations {
         Some(Sending {
             endpoint: EndpointSlot(slot.endpoint),
             datagrams: if slot.cut().is_some() { slot.packets } else { 1 },
+            buffers: if slot.cut().is_some() { slot.leases.len() } else { 1 },
             age: slot.age,
             is_full_part: slot.is_full_part,
         })

@@ -26,10 +26,10 @@
 //! then on. The first such send of a socket goes alone, so that nothing overtakes it if it fails.
 //!
 //! Order: a socket that is full answers `EAGAIN`. Its sends then wait here, in order, until it has
-//! room, and later ones queue behind them. Each holds a buffer that frames are read into, so their
-//! number is bounded, over all sockets: one that is full must not end the reading for all. If a
-//! later send of the same batch got through
-//! nevertheless, the earlier ones are dropped and counted (`send_full`): late is worse than lost.
+//! room, and later ones queue behind them. Each holds buffers that frames are read into, so these
+//! are bounded in number, over all sockets: one that is full must not end the reading for all. If a
+//! later send of the same batch got through nevertheless, the earlier ones are dropped and counted
+//! (`send_full`): late is worse than lost.
 
 mod socket;
 mod sources;
@@ -77,6 +77,8 @@ struct Waiting {
     token: Token,
     /// See [`Sending::age`].
     age: u64,
+    /// See [`Sending::buffers`].
+    buffers: usize,
     /// Why the kernel would not cut it, if it would not.
     refused: Option<Errno>,
 }
@@ -136,6 +138,8 @@ pub(super) struct Senders {
     /// From where the jobs of the plan leave, in their order.
     chosen: VecDeque<Result<SenderId, DropReason>>,
     waiting: VecDeque<Waiting>,
+    /// Buffers of all of them, and how many they may be.
+    waiting_buffers: usize,
     waiting_max: usize,
     /// Sends of the receive socket, which is not in `sockets`.
     receiver: Socket,
@@ -159,8 +163,8 @@ pub(super) struct Senders {
 }
 
 impl Senders {
-    /// No sockets yet, up to `sockets_max`, up to `waiting_max` sends that wait for room, and up
-    /// to `jobs_max` jobs in a plan.
+    /// No sockets yet, up to `sockets_max`, sends that wait for room with up to `waiting_max`
+    /// buffers, and up to `jobs_max` jobs in a plan.
     pub(super) fn new(sockets_max: u16, waiting_max: u16, jobs_max: usize) -> Self {
         let waiting_max = usize::from(waiting_max);
         let sockets_max = usize::from(sockets_max);
@@ -175,6 +179,7 @@ impl Senders {
             hand: 0,
             chosen: VecDeque::with_capacity(jobs_max),
             waiting: VecDeque::with_capacity(waiting_max),
+            waiting_buffers: 0,
             waiting_max,
             receiver: unused,
             raw: unused,
@@ -259,11 +264,10 @@ impl Senders {
     /// Starts a prepared send, or lets it wait behind those that wait already.
     fn start(&mut self, desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>, token: Token) {
         let id = SenderId(token.queue);
-        let is_list_full = self.waiting.len() >= self.waiting_max;
-        let socket = self.socket(id);
-        if socket.gate == Gate::Proving && is_list_full {
+        let buffers = desk.driver.sending(token).expect("it is prepared").buffers;
+        if self.socket(id).gate == Gate::Proving && !self.may_wait(buffers) {
             // Nothing says that it fails, so nothing is dropped for it.
-            socket.is_proven = true;
+            self.socket(id).is_proven = true;
             self.release(desk, id);
         }
         if self.socket(id).gate == Gate::Open {
@@ -283,6 +287,11 @@ impl Senders {
         driver.start_send(token);
     }
 
+    /// Whether a send that holds so many buffers may wait. One may in any case.
+    fn may_wait(&self, buffers: usize) -> bool {
+        self.waiting.is_empty() || self.waiting_buffers + buffers <= self.waiting_max
+    }
+
     /// Puts a send among those that wait, by its age.
     fn enqueue(
         &mut self,
@@ -290,14 +299,15 @@ impl Senders {
         token: Token,
         refused: Option<Errno>,
     ) {
-        if self.waiting.len() >= self.waiting_max {
+        let Sending { age, buffers, .. } = desk.driver.sending(token).expect("it is prepared");
+        if !self.may_wait(buffers) {
             desk.drop_send(token, DropReason::SendFull);
             return;
         }
-        let age = desk.driver.sending(token).expect("it is prepared").age;
         let before = self.waiting.iter().rposition(|other| other.age <= age);
         let place = before.map_or(0, |before| before + 1);
-        self.waiting.insert(place, Waiting { token, age, refused });
+        self.waiting.insert(place, Waiting { token, age, buffers, refused });
+        self.waiting_buffers += buffers;
         self.socket(SenderId(token.queue)).waiting += 1;
     }
 
@@ -409,7 +419,7 @@ impl Senders {
         self.socket(id).gate = Gate::Open;
         let mut place = 0;
         while self.socket(id).waiting > 0 && self.socket(id).gate == Gate::Open {
-            let Some(&Waiting { token, refused, .. }) = self.waiting.get(place) else {
+            let Some(&Waiting { token, buffers, refused, .. }) = self.waiting.get(place) else {
                 break;
             };
             if token.queue != id.0 {
@@ -417,6 +427,7 @@ impl Senders {
                 continue;
             }
             self.waiting.remove(place);
+            self.waiting_buffers -= buffers;
             self.socket(id).waiting -= 1;
             if refused.is_some() || !self.can_segment() {
                 self.launch_singly(desk, token);
@@ -458,6 +469,7 @@ impl Senders {
         waiting.retain(|other| {
             let over = is_over(other);
             if over {
+                self.waiting_buffers -= other.buffers;
                 self.socket(SenderId(other.token.queue)).waiting -= 1;
             }
             !over

@@ -214,6 +214,40 @@ fn a_full_socket_keeps_a_bounded_number_waiting_in_order() {
     assert_eq!(rig.driver.in_flight(), 3, "the fourth has ended");
 }
 
+/// A send of many datagrams holds many buffers, and those are what must not run out.
+#[test]
+fn what_waits_is_bounded_by_the_buffers_it_holds() {
+    let mut rig = Rig::new(4, 8);
+    let mut plan = Plan::new(4, 40);
+    let mut buffers = Vec::new();
+    for _ in 0..3 {
+        let spans: Vec<_> = (0..5)
+            .map(|_| Span { buffer: rig.driver.take_buffer(Group::Tun).unwrap(), start: 8, len: 9 })
+            .collect();
+        buffers.extend(spans.iter().map(|span| span.buffer));
+        let (endpoint, target) = (EndpointSlot(0), Target::Outer(outer(GENEVE_PORT)));
+        let job = Job { endpoint, target, packets: 5, packet_bytes: 25, datagram_bytes: 9 };
+        plan.push(job, spans);
+    }
+    rig.senders.receiver.is_proven = true;
+    for (job, spans) in plan.jobs() {
+        rig.senders.choose(&mut rig.driver, &outer(GENEVE_PORT), (job, spans), at(0));
+        rig.with_desk(|senders, desk| senders.send(desk, &outer(GENEVE_PORT), job, spans));
+    }
+    let tokens = rig.started();
+    rig.complete(tokens[0], Err(Errno::EAGAIN));
+    rig.complete(tokens[1], Err(Errno::EAGAIN));
+    assert_eq!((rig.waiting(), &rig.lost[..]), (vec![tokens[0]], &[(5, DropReason::SendFull)][..]));
+    rig.send_one(0);
+    assert_eq!(rig.waiting().len(), 2, "there is room for three more buffers");
+    rig.ready(SenderId::RECEIVER);
+    assert_eq!((rig.waiting(), rig.senders.waiting_buffers), (vec![], 0));
+    rig.complete(tokens[2], Err(Errno::EAGAIN));
+    assert_eq!(rig.waiting(), [tokens[2]]);
+    rig.senders.abandon(|_| true);
+    assert_eq!(rig.senders.waiting_buffers, 0);
+}
+
 /// Completions of one batch may come in two: in between, something new was sent.
 #[test]
 fn what_waits_stands_in_the_order_in_which_it_was_sent() {
