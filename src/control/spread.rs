@@ -18,6 +18,7 @@ use crate::stats::SteeringRow;
 use crate::steering::receivers;
 use crate::sys;
 use crate::types::Moment;
+use crate::worker::mailbox::Command;
 
 /// Datagrams a second, of all workers, that are worth a change: below, one worker does it all with
 /// most of its time to spare.
@@ -148,6 +149,10 @@ impl Spread {
         Some(match receivers::steer_by_flow(&self.start.receivers) {
             Ok(()) => {
                 self.start.by_flow = true;
+                for worker in workers {
+                    // A worker whose mailbox is full turns no more, and health says so.
+                    let _ = worker.mailbox.post(Command::StopMerging);
+                }
                 News::Changed(paths)
             }
             Err(error) => News::Refused(error),
@@ -238,6 +243,8 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
+    use crossbeam_channel::Receiver;
+
     use super::*;
     use crate::stats::WorkerCell;
     use crate::sys::EventFd;
@@ -248,16 +255,20 @@ mod tests {
     const START: Moment = Moment::from_secs(1000);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Control's view of workers that have these outer paths.
-    fn workers(paths: &[u64]) -> Vec<WorkerLink> {
+    /// Control's view of workers that have these outer paths, and what it tells them.
+    fn workers_and_commands(paths: &[u64]) -> (Vec<WorkerLink>, Vec<Receiver<Command>>) {
         let links = (0..).zip(paths).map(|(id, &paths)| {
             let wake = Arc::new(EventFd::new().unwrap());
             let cell = Arc::new(WorkerCell::default());
             cell.outer_paths.set(paths);
-            let mailbox = Mailbox::new(1, wake).0;
-            WorkerLink { id: WorkerId(id), thread_id: 0, mailbox, cell }
+            let (mailbox, commands) = Mailbox::new(1, wake);
+            (WorkerLink { id: WorkerId(id), thread_id: 0, mailbox, cell }, commands)
         });
-        links.collect()
+        links.unzip()
+    }
+
+    fn workers(paths: &[u64]) -> Vec<WorkerLink> {
+        workers_and_commands(paths).0
     }
 
     fn spread(asked: Steer, receivers: Vec<Arc<OwnedFd>>) -> Spread {
@@ -349,15 +360,17 @@ mod tests {
             assert!(up.unwrap().success());
             let open = |_| Arc::new(udp::open_receiver(0, true).unwrap());
             let receivers: Vec<_> = (0..4).map(open).collect();
-            let workers = workers(&[0, 1, 0, 0]);
+            let (workers, commands) = workers_and_commands(&[0, 1, 0, 0]);
             let got = [0, 60_000, 0, 0];
             let mut auto = spread(Steer::Auto, receivers.clone());
             assert_eq!(sockets_with_flows(&receivers), 1);
             assert_eq!(looks(&mut auto, &workers, 0, 20, &got), [News::Changed(1)]);
             assert_eq!(sockets_with_flows(&receivers), 4);
-            for receiver in &receivers {
-                let merges = nix::sys::socket::sockopt::UdpGroSegment;
-                assert_eq!(nix::sys::socket::getsockopt(receiver, merges), Ok(false));
+            for commands in &commands {
+                let [command] = &commands.try_iter().collect::<Vec<_>>()[..] else {
+                    panic!("one command");
+                };
+                assert!(matches!(command, Command::StopMerging), "{command:?}");
             }
             assert_eq!(auto.row(&workers).unwrap().receive, "inner");
             let same = &workers[2].cell.outer_paths;

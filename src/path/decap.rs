@@ -42,6 +42,17 @@ pub enum Decap {
     Unknown(EndpointId),
 }
 
+/// Looks at bytes that may be several datagrams of one length, perhaps but the last, which the
+/// kernel has put together. Returns that length if they are: where the first one's packet ends,
+/// another one begins.
+pub fn first_of_train(bytes: &[u8]) -> Option<usize> {
+    let meta = gwlb::parse(bytes).ok()?;
+    let packet = inner::parse(&bytes[meta.header_bytes..], meta.family).ok()?;
+    let first = meta.header_bytes + packet.packet_bytes;
+    let second = bytes.get(first..).filter(|rest| !rest.is_empty())?;
+    gwlb::parse(second).ok().map(|_| first)
+}
+
 impl Path {
     /// Takes a datagram that was received. It may be planned only by [`Self::end_batch`], with
     /// others of its flow.

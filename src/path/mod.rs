@@ -28,6 +28,7 @@ use coalesce::Coalescer;
 use coalesce::Merging;
 pub use decap::Arrived;
 pub use decap::Decap;
+pub use decap::first_of_train;
 use encap::Answers;
 pub use encap::Frame;
 pub use encap::UDP_HEADER_BYTES;

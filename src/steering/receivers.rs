@@ -33,7 +33,6 @@ use crate::sys::bpf::Width;
 use crate::sys::bpf::classic::Cell;
 use crate::sys::bpf::classic::Instruction;
 use crate::sys::bpf::classic::Program;
-use crate::sys::udp;
 
 /// A GENEVE header without options, bytes (RFC 8926 §3.4).
 const GENEVE_BYTES: u32 = 8;
@@ -53,17 +52,16 @@ const REST: Cell = Cell(2);
 /// Where the ports are.
 const PORTS_AT: Cell = Cell(3);
 
-/// Chooses by the flow inside from now on, and makes the kernel merge no datagrams any more.
-/// `receivers` are the sockets of all workers, in the order in which they were bound.
+/// Chooses by the flow inside from now on. `receivers` are the sockets of all workers, in the order
+/// in which they were bound. The kernel must merge no datagrams then, or will soon be told so: what
+/// it merges goes to the worker of the first flow in it.
 ///
 /// A flow that has its datagrams on the way may be reordered, once. Sockets of another process on
 /// the port are before ours in the group, and get the datagrams until they are closed.
 ///
 /// # Errors
-/// See [`udp::stop_merging`] and [`bpf::attach_reuseport`].
+/// See [`bpf::attach_reuseport`].
 pub fn steer_by_flow(receivers: &[impl AsFd]) -> Result<(), sys::Error> {
-    // First: what is merged afterwards would go to the worker of its first flow.
-    receivers.iter().try_for_each(udp::stop_merging)?;
     let Some(any) = receivers.first() else { return Ok(()) };
     bpf::attach_reuseport(any, &program(receivers.len()))
 }

@@ -85,7 +85,7 @@ pub fn probe_offload() -> Offload {
 }
 
 /// Makes the kernel hand over every datagram as it came, from now on. Merged ones that wait in the
-/// socket's queue stay merged.
+/// socket's queue stay merged, and come without the message that says so.
 ///
 /// # Errors
 /// `ENOPROTOOPT` before Linux 5.0, which merges nothing.

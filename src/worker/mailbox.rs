@@ -145,6 +145,8 @@ pub enum Command {
     Detach(EndpointRef),
     /// The endpoint could not be set up: count what is held as `reason` and forget the id.
     Forget(EndpointId, DropReason),
+    /// Let the kernel merge no more datagrams.
+    StopMerging,
     /// New limits and time-outs.
     Policy(Arc<Policy>),
     /// End: cancel every operation, wait for their completions, return.

@@ -59,6 +59,7 @@ use crate::sys::Errno;
 use crate::sys::Error;
 use crate::sys::EventFd;
 use crate::sys::clock;
+use crate::sys::udp;
 use crate::types::DropReason;
 use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
@@ -116,6 +117,10 @@ const _: () = assert!(CUT_PACKETS_MAX >= received::DATAGRAMS_MAX);
 
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 4096;
+
+/// How long datagrams that the kernel has merged may wait in a socket's queue: far longer than a
+/// worker takes for a full one.
+const TRAINS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Completions of a turn that make it a busy one: what a multishot operation hands over in one go.
 const BUSY_COMPLETIONS: usize = 32;
@@ -227,6 +232,8 @@ pub struct Worker {
     /// Endpoints whose held datagrams are being delivered.
     replaying: VecDeque<EndpointRef>,
     phase: Phase,
+    /// Until then the socket may hold datagrams that were merged while that was on.
+    trains_until: Moment,
     /// Whether the last turn has seen so much that there may be more.
     was_busy: bool,
     now: Moment,
@@ -281,6 +288,7 @@ impl Worker {
             looked_into: Vec::with_capacity(buffers),
             replaying: VecDeque::with_capacity(endpoints_max),
             phase: Phase::Running,
+            trains_until: Moment::ZERO,
             was_busy: false,
             now,
             expired_at: now,
@@ -419,7 +427,7 @@ impl Worker {
             // A plan's worth, then a look at how full the queues are.
             let mut most = if self.kernel_cuts { CUT_PACKETS_MAX } else { usize::MAX };
             while let Some(&(buffer, filled)) = self.arrivals.datagrams.front() {
-                let received = received::parse(&self.driver.bytes_mut(buffer)[..filled]);
+                let received = self.look_at(buffer, filled);
                 let count = received.as_ref().map_or(1, Received::count);
                 if !self.path.has_room(&self.plan, count) || most < count {
                     break;
@@ -433,6 +441,27 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// What has been received into a buffer.
+    fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
+        let bytes = &self.driver.bytes_mut(buffer)[..filled];
+        let mut received = received::parse(bytes)?;
+        if self.now < self.trains_until
+            && received.count() == 1
+            && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()])
+        {
+            received.datagram_bytes = first;
+        }
+        Some(received)
+    }
+
+    /// Has the kernel merge no more datagrams. What it has merged before still waits in the socket,
+    /// and it does not say any more of what length the datagrams were.
+    fn stop_merging(&mut self) {
+        // It can be refused only by a kernel that has never merged any.
+        let _ = udp::stop_merging(&self.receiver);
+        self.trains_until = self.now.after(TRAINS_WAIT_MAX);
     }
 
     fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
@@ -817,6 +846,7 @@ impl Worker {
                 Command::Closing(endpoint) => self.path.closing(endpoint),
                 Command::Detach(endpoint) => self.on_detach(endpoint),
                 Command::Forget(id, reason) => self.path.forget(id, reason),
+                Command::StopMerging => self.stop_merging(),
                 Command::Policy(policy) => {
                     self.path.set_ttl(ttl(&policy));
                     self.sampler.set_wish(policy.samples);

@@ -485,3 +485,25 @@ fn a_pressed_worker_that_cannot_read_does_not_spin() {
         bench.turn_until("it is delivered", |_| hosts.cell.to_gwi.packets.get() == 1);
     }
 }
+
+/// What the kernel has merged before it was told to stop is still all there.
+#[test]
+fn merged_datagrams_that_wait_when_merging_stops_are_taken_apart() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        let gro = nix::sys::socket::sockopt::UdpGroSegment;
+        nix::sys::socket::setsockopt(&bench.worker.receiver, gro, &true).unwrap();
+        let header =
+            gwlb::Repr { endpoint: id(1), attachment: 0, cookie: *b"abcd", family: Family::V4 };
+        let datagram = [&header.emit()[..], &PACKET].concat();
+        let gso = nix::sys::socket::sockopt::UdpGsoSegment;
+        let bytes = i32::try_from(datagram.len()).unwrap();
+        nix::sys::socket::setsockopt(&bench.node, gso, &bytes).unwrap();
+        bench.node.send(&datagram.repeat(10)).unwrap();
+        bench.command(Command::StopMerging);
+        for _ in 0..20 {
+            bench.worker.turn().unwrap();
+        }
+        assert_eq!(hosts.cell.to_gwi.packets.get(), 10);
+    }
+}
