@@ -110,10 +110,10 @@ const JOBS_MAX: usize = 2048;
 const SPANS_PLANNED_MAX: usize = 16_384;
 const _: () = assert!(JOBS_MAX >= path::PLAN_JOBS_MIN && JOBS_MAX >= received::DATAGRAMS_MAX);
 
-/// Datagrams between two looks at how full the queues are, where the kernel cuts super-packets
-/// apart: each of their packets is a frame in a queue.
-const CUT_PACKETS_MAX: usize = 1024;
-const _: () = assert!(CUT_PACKETS_MAX >= received::DATAGRAMS_MAX);
+/// Datagrams between two looks at how full the queues are. Where something between the links cuts
+/// super-packets apart, each of these may be a frame in a queue.
+const UNSEEN_MAX: usize = 1024;
+const _: () = assert!(UNSEEN_MAX >= received::DATAGRAMS_MAX);
 
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 4096;
@@ -240,8 +240,6 @@ pub struct Worker {
     expired_at: Moment,
     flows: Arc<FlowTable>,
     workers: usize,
-    /// Whether the kernel cuts super-packets apart before we read them again.
-    kernel_cuts: bool,
     // Last: the ring has let go of the file by the time that this closes it.
     receiver: Arc<OwnedFd>,
 }
@@ -294,8 +292,6 @@ impl Worker {
             expired_at: now,
             flows,
             workers,
-            kernel_cuts: offload.tcp_coalescing && !offload.tun_tso
-                || offload.udp_coalescing && !offload.tun_uso,
             receiver,
         })
     }
@@ -424,8 +420,7 @@ impl Worker {
     /// Works off the datagrams that have arrived, as far as the limits of a turn allow.
     fn take_datagrams(&mut self) {
         while !self.arrivals.datagrams.is_empty() && !self.queues.is_pressed() {
-            // A plan's worth, then a look at how full the queues are.
-            let mut most = if self.kernel_cuts { CUT_PACKETS_MAX } else { usize::MAX };
+            let mut most = UNSEEN_MAX;
             while let Some(&(buffer, filled)) = self.arrivals.datagrams.front() {
                 let received = self.look_at(buffer, filled);
                 let count = received.as_ref().map_or(1, Received::count);
@@ -746,7 +741,7 @@ impl Worker {
     /// Ends the batch: starts what is planned, and lets go of the buffers that it was planned from.
     /// Returns whether as much may be started again.
     fn execute(&mut self) -> bool {
-        let Self { plan, driver, path, queues, senders, looked_into, now, kernel_cuts, .. } = self;
+        let Self { plan, driver, path, queues, senders, looked_into, now, .. } = self;
         path.end_batch(&mut BatchBuffers { driver, looked_into }, plan);
         for (job, spans) in plan.jobs() {
             if let Target::Outer(outer) = &job.target {
@@ -757,9 +752,7 @@ impl Worker {
         for (job, spans) in plan.jobs() {
             match &job.target {
                 Target::Gwi => match driver.write_gwi(job, spans) {
-                    Ok(()) => {
-                        queues.written(job.endpoint, if *kernel_cuts { job.packets } else { 1 });
-                    }
+                    Ok(()) => queues.written(job.endpoint, job.packets),
                     Err(reason) => count_unwritten(path, job, reason),
                 },
                 Target::Outer(outer) => {

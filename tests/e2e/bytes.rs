@@ -17,6 +17,7 @@ use crate::support::packets::Path;
 use crate::support::packets::V4;
 use crate::support::packets::V6;
 use crate::support::packets::pattern;
+use crate::support::process::run;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
@@ -219,14 +220,20 @@ fn order_within_flows_that_are_spread_over_four_workers() {
 
 /// The burst waits in the engine's sockets, so that it finds all of it at once.
 fn a_burst_loses_nothing(arguments: &[&str]) {
+    a_burst_loses_nothing_after(arguments, |_, _| {});
+}
+
+/// The same, after `change` has done something to the target.
+fn a_burst_loses_nothing_after(arguments: &[&str], change: impl Fn(&Lab, &Engine)) {
     const BURST: u32 = 4000;
     let config = Config { port_count: 4, ..Config::default() };
-    let (_lab, engine, mut injector) = passthrough(arguments, config);
+    let (lab, engine, mut injector) = passthrough(arguments, config);
     // The endpoint comes first, at every worker that a flow leads to: until a worker has it, it
     // holds 64 packets and no more.
     for flow in 0..FLOWS {
         injector.exchange(endpoint_id(0), &numbered(V4, flow, 0));
     }
+    change(&lab, &engine);
     for burst in 0..3 {
         engine.signal(Signal::SIGSTOP);
         for number in 0..BURST {
@@ -253,6 +260,17 @@ fn a_burst_loses_nothing(arguments: &[&str]) {
 #[test]
 fn a_burst_of_4000_loses_nothing_with_one_worker() {
     a_burst_loses_nothing(&["--workers", "1"]);
+}
+
+/// Then the kernel cuts what was merged, and its queue holds 4,096 packets.
+#[test]
+fn a_burst_of_4000_loses_nothing_where_gwo_takes_no_super_packets() {
+    a_burst_loses_nothing_after(&["--workers", "1"], |lab, engine| {
+        let gwo = engine.links().into_iter().find(|link| link.starts_with("gwo-")).unwrap();
+        let features = ["tso", "off", "gso", "off", "tx-udp-segmentation", "off"];
+        let arguments = [&["-K", &gwo][..], &features].concat();
+        run(&lab.topology.target(), "ethtool", &arguments);
+    });
 }
 
 #[test]
