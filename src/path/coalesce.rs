@@ -33,6 +33,7 @@ use super::plan::Plan;
 use super::plan::SEND_BYTES_MAX;
 use super::plan::Span;
 use super::plan::Target;
+use super::plan::length;
 use crate::flow::StoredHeader;
 use crate::types::EndpointSlot;
 use crate::types::Offload;
@@ -49,40 +50,20 @@ use crate::wire::virtio_net;
 /// Flows that one batch remembers. With more in one batch it is worked off in parts.
 pub(super) const FLOWS_MAX: u16 = 256;
 
-/// What may be merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Merging {
-    /// TCP segments.
-    pub(super) tcp: bool,
-    /// UDP datagrams.
-    pub(super) udp: bool,
-    /// IPv4 packets that the kernel would cut into others than they were: those with identification
-    /// 0 in all. It does not cut TCP (or UDP) if it hands super-packets over as they are.
-    pub(super) fixed_ids: [bool; 2],
+/// Whether packets like this one may be merged.
+fn may_merge(offload: Offload, candidate: Candidate) -> bool {
+    match candidate.transport() {
+        Transport::Tcp => offload.tcp_coalescing,
+        Transport::Udp => offload.udp_coalescing,
+    }
 }
 
-impl Merging {
-    /// What is merged where these offloads are in use.
-    pub(super) const fn of(offload: Offload) -> Self {
-        Self {
-            tcp: offload.tcp_coalescing,
-            udp: offload.udp_coalescing,
-            fixed_ids: [offload.tun_tso, offload.tun_uso],
-        }
-    }
-
-    fn allows(self, candidate: Candidate) -> bool {
-        match candidate.transport() {
-            Transport::Tcp => self.tcp,
-            Transport::Udp => self.udp,
-        }
-    }
-
-    fn allows_fixed_ids(self, candidate: Candidate) -> bool {
-        match candidate.transport() {
-            Transport::Tcp => self.fixed_ids[0],
-            Transport::Udp => self.fixed_ids[1],
-        }
+/// Whether super-packets like this one reach us again as they are. Those of which all
+/// identifications are 0 must: the kernel, where it cuts, would write others.
+fn returns_whole(offload: Offload, candidate: Candidate) -> bool {
+    match candidate.transport() {
+        Transport::Tcp => offload.tun_tso,
+        Transport::Udp => offload.tun_uso,
     }
 }
 
@@ -186,14 +167,14 @@ pub(super) struct Coalescer {
     last: Option<Last>,
     /// Spans of all open frames.
     spans: usize,
-    merging: Merging,
+    offload: Offload,
 }
 
 impl Coalescer {
-    /// Nothing open.
-    pub(super) fn new(merging: Merging) -> Self {
+    /// Nothing open. What `offload` allows is merged.
+    pub(super) fn new(offload: Offload) -> Self {
         let flows = Batch::new(FLOWS_MAX, FlowId::NONE, Flow::new);
-        Self { flows, last: None, spans: 0, merging }
+        Self { flows, last: None, spans: 0, offload }
     }
 
     /// Frames that may be open, at most, and their spans: each becomes a job.
@@ -257,7 +238,7 @@ impl Coalescer {
             None => self.enter(flow, header, buffers, plan),
         };
         let candidate = Candidate::new(piece.bytes(buffers))
-            .filter(|&candidate| self.merging.allows(candidate));
+            .filter(|&candidate| may_merge(self.offload, candidate));
         let Some(candidate) = candidate else {
             // The parts of a fragmented packet have no ports, and must not overtake the flow.
             if is_fragment(&flow.tuple) {
@@ -326,7 +307,7 @@ impl Coalescer {
         piece: &Piece,
         buffers: &mut impl Buffers,
     ) -> bool {
-        let merging = self.merging;
+        let offload = self.offload;
         let flow = self.flows.at(place);
         let datagram_bytes = piece.header_bytes + piece.packet.len();
         let has_room = flow.is_open
@@ -337,7 +318,7 @@ impl Coalescer {
         }
         let packet = piece.bytes(buffers);
         let follows = flow.run.is_continued_by(&candidate, packet)
-            && (flow.run.is_cut_alike_by_the_kernel() || merging.allows_fixed_ids(candidate))
+            && (flow.run.is_cut_alike_by_the_kernel() || returns_whole(offload, candidate))
             && candidate.has_sender_checksums(packet);
         if !follows {
             return false;
@@ -345,7 +326,7 @@ impl Coalescer {
         flow.run.append(candidate, packet);
         flow.send_bytes += datagram_bytes;
         let start = piece.packet.start + candidate.headers_bytes();
-        flow.spans.push(span(piece.buffer, start..piece.packet.end));
+        flow.spans.push(Span::new(piece.buffer, start..piece.packet.end));
         self.spans += 1;
         true
     }
@@ -451,13 +432,5 @@ fn write_header(header: &virtio_net::Header, piece: &Piece, buffers: &mut impl B
 
 /// The packet with its virtio header.
 fn frame_span(piece: &Piece) -> Span {
-    span(piece.buffer, piece.packet.start - virtio_net::HEADER_BYTES..piece.packet.end)
-}
-
-fn span(buffer: BufferId, bytes: Range<usize>) -> Span {
-    Span { buffer, start: length(bytes.start), len: length(bytes.len()) }
-}
-
-fn length(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("a buffer is far below 4 GiB")
+    Span::new(piece.buffer, piece.packet.start - virtio_net::HEADER_BYTES..piece.packet.end)
 }

@@ -14,6 +14,7 @@ use super::plan::Buffers;
 use super::plan::PACKETS_MAX;
 use super::plan::Plan;
 use super::plan::Span;
+use super::plan::length;
 use super::sends::Datagram;
 use super::sends::Sends;
 use crate::flow::FlowKey;
@@ -205,7 +206,7 @@ impl<B: Buffers> Returning<'_, B> {
         let header_bytes = templates
             .write_before(stored.template, stored.cookie, room)
             .ok_or(Unsent::Dropped(DropReason::FlowUnknown, 1))?;
-        let datagram = span(self.frame.buffer, at.start - header_bytes..at.end);
+        let datagram = Span::new(self.frame.buffer, at.start - header_bytes..at.end);
         let datagram = Datagram {
             parts: ArrayVec::from_iter([datagram]),
             packet_bytes: length(at.len()),
@@ -261,7 +262,10 @@ impl<B: Buffers> Returning<'_, B> {
         segmenter.write(number, sum, &mut out[header.len()..]);
         let datagram = Datagram {
             packet_bytes: length(segmenter.headers_bytes() + payload.len()),
-            parts: ArrayVec::from([span(scratch, room), span(self.frame.buffer, payload)]),
+            parts: ArrayVec::from([
+                Span::new(scratch, room),
+                Span::new(self.frame.buffer, payload),
+            ]),
             is_end: number > 0 && number + 1 == segmenter.segments(),
         };
         self.sends.take(self.endpoint.endpoint.slot, outer, &datagram, self.plan);
@@ -283,14 +287,6 @@ fn flow_of(
         }
         Unsent::Dropped(DropReason::FlowUnknown, packets)
     })
-}
-
-fn span(buffer: BufferId, bytes: Range<usize>) -> Span {
-    Span { buffer, start: length(bytes.start), len: length(bytes.len()) }
-}
-
-fn length(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("a buffer is far below 4 GiB")
 }
 
 /// Reads a frame's header and completes the packet's checksum, if that is open. Nothing if the

@@ -25,7 +25,6 @@ mod sends;
 use std::sync::Arc;
 
 use coalesce::Coalescer;
-use coalesce::Merging;
 pub use decap::Arrived;
 pub use decap::Decap;
 pub use decap::first_of_train;
@@ -91,7 +90,7 @@ impl Path {
         offload: Offload,
     ) -> Self {
         Self {
-            coalescer: Coalescer::new(Merging::of(offload)),
+            coalescer: Coalescer::new(offload),
             sends: Sends::new(offload.udp_gso),
             answers: encap::no_answers(),
             endpoints: Endpoints::new(endpoints_max),

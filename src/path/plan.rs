@@ -8,6 +8,8 @@
 //! A job may hold many packets: as one super-packet for a TUN, or as datagrams of one size that the
 //! kernel cuts apart (`UDP_SEGMENT`, udp(7)).
 
+use std::ops::Range;
+
 use crate::types::EndpointSlot;
 use crate::types::OuterPath;
 
@@ -77,6 +79,23 @@ pub struct Span {
     pub start: u32,
     /// Number of bytes.
     pub len: u32,
+}
+
+impl Span {
+    /// These bytes of a buffer.
+    ///
+    /// # Panics
+    /// If they end beyond 4 GiB, as those of no buffer do.
+    #[inline]
+    pub fn new(buffer: BufferId, bytes: Range<usize>) -> Self {
+        Self { buffer, start: length(bytes.start), len: length(bytes.len()) }
+    }
+}
+
+/// A length or a place as a job has it.
+#[inline]
+pub(super) fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a buffer is far below 4 GiB")
 }
 
 /// Where a job's bytes go.

@@ -280,11 +280,7 @@ fn a_worker_without_buffers_sleeps_until_one_is_free() {
         fill(&hosts.queues[1]);
         let Bench { worker, .. } = &mut bench;
         // Somebody holds all buffers for frames, as sends to a full socket do.
-        let mut held = Vec::new();
-        for _ in 0..3 {
-            held.extend(std::iter::from_fn(|| worker.driver.take_buffer(Group::Tun)));
-            turn_without_buffers(worker, &mut held);
-        }
+        let held = hold_all_buffers(worker);
         assert_eq!(held.len(), usize::from(BUFFERS));
         worker.start_streams();
         assert_eq!(worker.patience(), IDLE_TICK);
@@ -300,6 +296,16 @@ fn a_worker_without_buffers_sleeps_until_one_is_free() {
         let all = MANY - u64::from(lost);
         bench.turn_until("the queue is read", |_| hosts.cell.from_gwo.packets.get() == all);
     }
+}
+
+/// Takes the buffers for frames, those that the kernel has too.
+fn hold_all_buffers(worker: &mut Worker) -> Vec<BufferId> {
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.extend(std::iter::from_fn(|| worker.driver.take_buffer(Group::Tun)));
+        turn_without_buffers(worker, &mut held);
+    }
+    held
 }
 
 /// Takes completions and keeps the buffers of frames in `held`.
@@ -465,11 +471,7 @@ fn a_pressed_worker_that_cannot_read_does_not_spin() {
         let hosts = bench.attach(1);
         fill(&hosts.queues[1]);
         let Bench { worker, .. } = &mut bench;
-        let mut held = Vec::new();
-        for _ in 0..3 {
-            held.extend(std::iter::from_fn(|| worker.driver.take_buffer(Group::Tun)));
-            turn_without_buffers(worker, &mut held);
-        }
+        let held = hold_all_buffers(worker);
         bench.worker.queues.written(EndpointSlot(1), 4096);
         bench.worker.queues.at(EndpointSlot(1)).unwrap().in_flight -= 1;
         bench.arrive(1);
