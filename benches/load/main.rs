@@ -87,6 +87,10 @@ struct Args {
     /// One more argument for ours, such as --ours-arg=--no-offload; may be given several times.
     #[arg(long = "ours-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     ours_with: Vec<String>,
+    /// One more engine, `variant`: ours with this argument and without those of --ours-arg; may be
+    /// given several times.
+    #[arg(long = "variant-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    variant_with: Vec<String>,
     /// Outer UDP checksum 0.
     #[arg(long)]
     no_checksum: bool,
@@ -182,14 +186,21 @@ fn bench(args: &Args) -> Result<(), Failure> {
         return idle(endpoints);
     }
     let mut engines = args.engines.clone();
+    if !args.variant_with.is_empty() && !engines.contains(&Engine::Variant) {
+        engines.push(Engine::Variant);
+    }
     match (&args.peer, engines.contains(&Engine::Peer)) {
         (Some(_), false) => engines.push(Engine::Peer),
         (None, true) => return Err("the engine \"peer\" needs --peer PATH".into()),
         (Some(_), true) | (None, false) => {}
     }
-    let programs = Programs { peer: args.peer.clone(), ours_args: args.ours_with.clone() };
+    let programs = Programs {
+        peer: args.peer.clone(),
+        ours_args: args.ours_with.clone(),
+        variant_args: args.variant_with.clone(),
+    };
     if let Some(flows) = args.memory {
-        engines.retain(|engine| matches!(engine, Engine::Ours | Engine::Peer));
+        engines.retain(|engine| engine.is_ours() || *engine == Engine::Peer);
         return memory::compare(&programs, &engines, flows);
     }
     let conditions = Conditions {

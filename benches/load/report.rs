@@ -91,13 +91,16 @@ impl Report<'_> {
             for Ratio { engine, of, runs } in ratios.iter().filter(|ratio| !ratio.runs.is_empty()) {
                 writeln!(
                     out,
-                    "{}, {what}, {} / {}: median {:.3} of the runs' ratios ({:.3} to {:.3})",
+                    "{}, {what}, {} / {}: median {:.3} of the runs' ratios ({:.3} to {:.3}; \
+                     {} of {} below 1)",
                     self.workload.name(),
                     engine.name(),
                     of.name(),
                     median(runs.iter().copied()),
                     runs.iter().copied().fold(f64::INFINITY, f64::min),
                     runs.iter().copied().fold(0.0, f64::max),
+                    runs.iter().filter(|ratio| **ratio < 1.0).count(),
+                    runs.len(),
                 )?;
             }
         }
@@ -178,6 +181,7 @@ impl Report<'_> {
             "gro": self.conditions.gro,
             "endpoints": self.shape.endpoints,
             "ours_args": self.conditions.programs.ours_args,
+            "variant_args": self.conditions.programs.variant_args,
             "runs": runs,
             "ratios_to_first": table(rates),
             "cpu_ratios_to_ours": table(costs),

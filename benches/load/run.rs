@@ -160,7 +160,7 @@ impl Conditions<'_> {
     fn merges(&self, engine: Engine) -> bool {
         match engine {
             Engine::RelayMerge => true,
-            Engine::Ours => self.programs.ours_args.is_empty(),
+            Engine::Ours | Engine::Variant => self.programs.args(engine).is_empty(),
             Engine::RelayUring | Engine::RelaySyscalls | Engine::Peer => false,
         }
     }
@@ -218,7 +218,7 @@ fn check_books(lab: &Arc<Lab>, target: Target, engine: Engine, sent: u64) -> Res
     let books = closed_books(lab, engine)?;
     let arrived = books.kernel.arrived();
     if !books.are_balanced(engine) {
-        let page = if engine == Engine::Ours { target::page(lab, engine)? } else { json!(null) };
+        let page = if engine.is_ours() { target::page(lab, engine)? } else { json!(null) };
         return Err(format!("packets got lost in the target: {books:?}, its page: {page}").into());
     }
     if sent < arrived || books.kernel.written_gwi < books.kernel.read_gwo {
@@ -241,8 +241,7 @@ struct BothBooks {
 
 impl BothBooks {
     fn read(lab: &Arc<Lab>, engine: Engine) -> Result<Self, Failure> {
-        let is_ours = engine == Engine::Ours;
-        let engine = is_ours.then(|| target::inner_packets(lab)).transpose()?;
+        let engine = engine.is_ours().then(|| target::inner_packets(lab)).transpose()?;
         Ok(Self { kernel: lab.books()?, engine })
     }
 
@@ -258,9 +257,7 @@ impl BothBooks {
         }
         match engine {
             Engine::RelayMerge => read_gwo <= arrived,
-            Engine::Ours | Engine::Peer | Engine::RelaySyscalls | Engine::RelayUring => {
-                read_gwo == arrived
-            }
+            _ => read_gwo == arrived,
         }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Engine {
     RelaySyscalls,
     /// The program of this repository.
     Ours,
+    /// The same with the arguments given with `--variant-arg`.
+    Variant,
     /// AWS's program, at the path given with `--peer`.
     Peer,
 }
@@ -58,8 +60,14 @@ impl Engine {
             Self::RelayUring => "relay-uring",
             Self::RelaySyscalls => "relay-syscalls",
             Self::Ours => "ours",
+            Self::Variant => "variant",
             Self::Peer => "peer",
         }
+    }
+
+    /// Whether it is the program of this repository.
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::Variant)
     }
 }
 
@@ -70,6 +78,19 @@ pub(crate) struct Programs {
     pub(crate) peer: Option<PathBuf>,
     /// More arguments for ours.
     pub(crate) ours_args: Vec<String>,
+    /// Instead of them, for the variant of ours.
+    pub(crate) variant_args: Vec<String>,
+}
+
+impl Programs {
+    /// More arguments for `engine`.
+    pub(crate) fn args(&self, engine: Engine) -> &[String] {
+        match engine {
+            Engine::Ours => &self.ours_args,
+            Engine::Variant => &self.variant_args,
+            Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls | Engine::Peer => &[],
+        }
+    }
 }
 
 /// A running target. Killed when dropped.
@@ -91,12 +112,12 @@ impl Target {
             Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
                 command.arg(std::env::current_exe()?).arg(engine.name());
             }
-            Engine::Ours => {
+            Engine::Ours | Engine::Variant => {
                 command
                     .arg(env!("CARGO_BIN_EXE_gwlbtun"))
                     .args(["--cores", &lab::TARGET_CORE.to_string(), "-c", tun::REDIRECT])
                     .args(["-j", "-p", &HEALTH_PORT.to_string()])
-                    .args(&programs.ours_args);
+                    .args(programs.args(engine));
             }
             Engine::Peer => {
                 let peer = programs.peer.as_ref();
@@ -108,7 +129,7 @@ impl Target {
         }
         let output = match engine {
             Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
-            Engine::Ours | Engine::Peer => Stdio::null(),
+            Engine::Ours | Engine::Variant | Engine::Peer => Stdio::null(),
         };
         let child = command.stdin(Stdio::piped()).stdout(output).spawn()?;
         let mut target = Self { engine, child };
@@ -116,7 +137,7 @@ impl Target {
             Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
                 target.expect_ready()?;
             }
-            Engine::Ours | Engine::Peer => target.wait_until_healthy(lab)?,
+            Engine::Ours | Engine::Variant | Engine::Peer => target.wait_until_healthy(lab)?,
         }
         Ok(target)
     }
@@ -141,7 +162,7 @@ impl Target {
             return Ok(None);
         }
         drop(self.child.stdin.take());
-        if self.engine == Engine::Ours {
+        if self.engine.is_ours() {
             kill(Pid::from_raw(i32::try_from(self.pid())?), Signal::SIGTERM)?;
         }
         let mut last_words = String::new();
@@ -156,7 +177,7 @@ impl Target {
             Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => {
                 Ok(Some(last_words.trim().parse()?))
             }
-            Engine::Ours | Engine::Peer => Ok(None),
+            Engine::Ours | Engine::Variant | Engine::Peer => Ok(None),
         }
     }
 
