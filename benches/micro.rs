@@ -92,7 +92,7 @@ fn parse(criterion: &mut Criterion) {
 
 fn checksums(criterion: &mut Criterion) {
     // The wide one by its name, so that figures of a machine without it are not taken for it.
-    let detected = Implementation::detected().to_string();
+    let detected = Implementation::in_use().to_string();
     let mut group = criterion.benchmark_group("wire/checksum");
     for bytes in CHECKSUM_BYTES {
         let data: Vec<u8> = (0..=u8::MAX).cycle().take(bytes).collect();

@@ -287,6 +287,10 @@ pub struct Args {
     #[arg(help_heading = "Offloads", long)]
     pub no_udp_coalescing: bool,
 
+    /// Add checksums up without vector instructions.
+    #[arg(help_heading = "Offloads", long)]
+    pub no_vector_checksum: bool,
+
     /// Speak as this version of AWS's program does, on the health page and in the log: 3.0 or 3.2.
     #[arg(
         help_heading = "Compatibility",

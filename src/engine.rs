@@ -139,7 +139,7 @@ fn announce_features(plan: DriverPlan, offload: Offload, log: &Log) {
         format_args!(
             "Offloads: {}; checksums by {}.",
             if on.is_empty() { "none".to_owned() } else { on.join(" ") },
-            checksum::Implementation::detected(),
+            checksum::Implementation::in_use(),
         ),
     );
     if busy_poll_us > 0 && !busy_poll {
@@ -165,6 +165,9 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     })?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
     offload::probe(settings).map_err(no_tun)?;
+    if !settings.vector_checksum {
+        checksum::use_scalar();
+    }
     let driver = driver_plan(features, budget, locked_bytes, settings, ram_bytes)?;
     let Settings { receive_queue_bytes, offload, .. } = *settings;
     let receivers: Result<_, _> = settings

@@ -62,6 +62,7 @@ pub struct Host {
 
 /// The checked settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Settings {
     /// Commands to run in an endpoint's life.
     pub hooks: Hooks,
@@ -85,6 +86,8 @@ pub struct Settings {
     pub kernel_floor: bool,
     /// Which ways of handling many packets as one may be used.
     pub offload: Offload,
+    /// Whether checksums may be added up with vector instructions.
+    pub vector_checksum: bool,
     /// The workers, numbered from 0; 1 to [`WORKERS_MAX`] of them.
     pub workers: Vec<WorkerSpec>,
     /// What decides which worker gets a datagram; means nothing with one worker.
@@ -201,6 +204,7 @@ impl Settings {
             offload: offload(args, workers.len()),
             workers,
             steer: args.steer,
+            vector_checksum: !args.no_vector_checksum && !args.no_offload,
             tun_steering: !args.no_tun_steering,
             flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,

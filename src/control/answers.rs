@@ -19,7 +19,6 @@ use std::time::Duration;
 use crate::sys::Errno;
 use crate::types::Moment;
 use crate::types::SEND_PORT_MIN;
-use crate::types::WorkerId;
 use crate::worker::mailbox::Refusal;
 
 /// Refused sources that are remembered.
@@ -159,15 +158,6 @@ impl fmt::Display for Remedy {
             _ => f.write_str("give the unit CAP_NET_RAW"),
         }
     }
-}
-
-/// What it means that the kernel does not cut the sends of a worker, why, and where to look.
-pub(super) fn uncut(worker: WorkerId, errno: Errno) -> String {
-    format!(
-        "worker {worker} sends every packet by itself, which takes more CPU time: UDP_SEGMENT: {}: \
-         look for tx-checksumming in ethtool -k of the interface to the load balancer",
-        errno.desc()
-    )
 }
 
 #[cfg(test)]

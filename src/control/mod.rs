@@ -18,6 +18,7 @@
 //! its own. Nothing here touches a ring of a worker: they talk through `worker::mailbox`.
 
 mod answers;
+mod downgrades;
 pub mod health;
 pub mod hooks;
 mod life;
@@ -58,6 +59,7 @@ use crate::sys::EventFd;
 use crate::sys::Readiness;
 use crate::sys::clock;
 use crate::sys::udp;
+use crate::types::Downgrade;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
@@ -358,11 +360,11 @@ impl Control {
         }
     }
 
-    fn on_sends_uncut(&self, worker: WorkerId, errno: sys::Errno) {
-        let problem = answers::uncut(worker, errno);
+    fn on_downgraded(&self, worker: WorkerId, downgrade: Downgrade, errno: sys::Errno) {
+        let mut status = self.status.borrow_mut();
+        let problem = status.downgrades.add(worker, downgrade, errno);
         let text = format_args!("From now on {problem}.");
-        self.log.event(Section::Udp, Level::Important, "udp_segment", text);
-        self.status.borrow_mut().sends_uncut(worker, problem);
+        self.log.event(Section::Core, Level::Important, "downgraded", text);
     }
 
     /// Looks whether links can be made again. New endpoints would show that too, but a load
@@ -417,7 +419,9 @@ impl Control {
                 registry.notify(endpoint, Notice::QueueLost(worker, side, errno));
             }
             Event::SendRefused(refusal) => self.on_send_refused(refusal),
-            Event::SendsUncut(worker, errno) => self.on_sends_uncut(worker, errno),
+            Event::Downgraded(worker, downgrade, errno) => {
+                self.on_downgraded(worker, downgrade, errno);
+            }
             Event::Failed(worker, error) => self.on_worker_failed(worker, error),
         }
     }

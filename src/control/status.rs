@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::WorkerLink;
 use super::answers::Answers;
+use super::downgrades::Downgrades;
 use super::health::Board;
 use super::health::verdict::Verdict;
 use super::spread::Spread;
@@ -63,11 +64,11 @@ pub(super) struct Status {
     not_made: BTreeMap<EndpointId, (Moment, String)>,
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
-    /// Workers whose sends the kernel does not cut, and what that means.
-    uncut: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
     /// From where no answer can leave.
     pub(super) answers: Answers,
+    /// What workers do without since the kernel refused it.
+    pub(super) downgrades: Downgrades,
     /// How datagrams are spread.
     pub(super) spread: Spread,
     offload: Offload,
@@ -101,9 +102,9 @@ impl Status {
             stopping: false,
             not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
-            uncut: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             answers: Answers::default(),
+            downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
             offload: settings.offload,
         }
@@ -133,11 +134,6 @@ impl Status {
 
     pub(super) fn worker_failed(&mut self, worker: WorkerId, reason: String) {
         self.failed.insert(worker, reason);
-    }
-
-    /// The kernel does not cut the sends of a worker: slower, but no reason for a 503.
-    pub(super) fn sends_uncut(&mut self, worker: WorkerId, problem: String) {
-        self.uncut.insert(worker, problem);
     }
 
     pub(super) const fn hook_failed(&mut self) {
@@ -222,8 +218,7 @@ impl Status {
         let refused = self.refused.then(|| REFUSED.to_owned());
         let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
         let spread = self.spread.warning(workers);
-        let uncut = self.uncut.values().cloned();
-        let sends = self.answers.warnings().chain(uncut);
+        let sends = self.answers.warnings().chain(self.downgrades.warnings());
         refused.into_iter().chain(not_made).chain(sends).chain(spread).collect()
     }
 
@@ -243,13 +238,12 @@ impl Status {
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
             warnings: self.warnings(workers),
-            offload: Offload {
-                // What has changed since the start.
+            offload: self.downgrades.left_of(Offload {
+                // Changes with how datagrams are spread.
                 udp_gro: self.offload.udp_gro && !self.spread.is_by_flow(),
-                udp_gso: self.offload.udp_gso && self.uncut.is_empty(),
                 ..self.offload
-            },
-            checksum: checksum::Implementation::detected().to_string(),
+            }),
+            checksum: checksum::Implementation::in_use().to_string(),
             steering: self.spread.row(workers),
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,
@@ -279,6 +273,7 @@ impl EndpointState {
 mod tests {
     use super::*;
     use crate::settings::Host;
+    use crate::types::Downgrade;
 
     #[test]
     fn endpoints_without_links_are_listed_while_somebody_wants_them() {
@@ -299,21 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_cuts_by_itself_is_a_warning() {
+    fn what_a_worker_does_without_is_a_warning() {
         let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
         let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
         let start = Moment::from_secs(100);
         let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
-        let problem = super::super::answers::uncut(WorkerId(3), crate::sys::Errno::EIO);
-        status.sends_uncut(WorkerId(3), problem);
+        status.downgrades.add(WorkerId(3), Downgrade::UdpGso, crate::sys::Errno::EIO);
         assert!(!status.page(&[], start).offload.udp_gso && status.offload.udp_gso);
         status.judge(&[], start);
-        assert_eq!(
-            status.warnings(&[]),
-            ["worker 3 sends every packet by itself, which takes more CPU time: UDP_SEGMENT: \
-              I/O error: look for tx-checksumming in ethtool -k of the interface to the \
-              load balancer"]
-        );
+        assert_eq!(status.warnings(&[]).len(), 1);
         assert_eq!(status.reasons(&[], start), [""; 0]);
     }
 }

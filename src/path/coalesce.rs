@@ -177,6 +177,15 @@ impl Coalescer {
         Self { flows, last: None, spans: 0, offload }
     }
 
+    /// From now on no super-packets of `transport` are made. Returns whether there were any.
+    pub(super) fn stop_coalescing(&mut self, transport: Transport) -> bool {
+        let merges = match transport {
+            Transport::Tcp => &mut self.offload.tcp_coalescing,
+            Transport::Udp => &mut self.offload.udp_coalescing,
+        };
+        std::mem::take(merges)
+    }
+
     /// Frames that may be open, at most, and their spans: each becomes a job.
     pub(super) const fn open(&self) -> (usize, usize) {
         (self.flows.len(), self.spans)
@@ -374,7 +383,7 @@ impl Coalescer {
         write_header(&header, first, buffers);
         let headers_bytes = u32::from(header.header_bytes);
         let packet_bytes = length(run.packet_bytes()) + (run.packets() - 1) * headers_bytes;
-        let target = Target::Gwi;
+        let target = Target::Gwi(run.transport());
         let job = Job { endpoint, target, packets: run.packets(), packet_bytes, datagram_bytes: 0 };
         plan.push(job, flow.spans.iter().copied());
     }
@@ -417,7 +426,7 @@ fn is_fragment(tuple: &FiveTuple) -> bool {
 fn plan_alone(endpoint: EndpointSlot, piece: &Piece, buffers: &mut impl Buffers, plan: &mut Plan) {
     write_header(&virtio_net::Header::PLAIN, piece, buffers);
     let packet_bytes = length(piece.packet.len());
-    let target = Target::Gwi;
+    let target = Target::Gwi(None);
     let job = Job { endpoint, target, packets: 1, packet_bytes, datagram_bytes: 0 };
     plan.push(job, [frame_span(piece)]);
 }

@@ -53,6 +53,7 @@ use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::Offload;
 use crate::types::OuterPath;
+use crate::wire::gso::Transport;
 
 /// Jobs that a plan must have room for, so that [`Path::has_room`] holds for an empty one: a frame
 /// for every flow of the batch, and a send for every segment of a frame. (Where each segment is a
@@ -129,6 +130,12 @@ impl Path {
     /// From now on no send holds more than one datagram.
     pub fn stop_gathering(&mut self) {
         self.sends.stop_gathering();
+    }
+
+    /// From now on no packets of `transport` are merged into super-packets. Returns whether some
+    /// could have been until now.
+    pub fn stop_coalescing(&mut self, transport: Transport) -> bool {
+        self.coalescer.stop_coalescing(transport)
     }
 
     /// New idle times for flows.

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::types::EndpointSlot;
 use crate::types::OuterPath;
+pub use crate::wire::gso::Transport;
 
 /// Most packets of one job. The kernel cuts at most 64 datagrams from one send
 /// (`UDP_MAX_SEGMENTS`, include/linux/udp.h, before 6.9).
@@ -101,8 +102,9 @@ pub(super) fn length(bytes: usize) -> u32 {
 /// Where a job's bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// As one frame to this worker's queue of the endpoint's `gwi`.
-    Gwi,
+    /// As one frame to this worker's queue of the endpoint's `gwi`: a packet, or a super-packet of
+    /// this transport.
+    Gwi(Option<Transport>),
     /// As datagrams, one per packet, back to the load balancer node.
     Outer(OuterPath),
 }
@@ -213,7 +215,7 @@ mod tests {
     }
 
     fn job(packets: u32) -> Job {
-        let (endpoint, target) = (EndpointSlot(7), Target::Gwi);
+        let (endpoint, target) = (EndpointSlot(7), Target::Gwi(None));
         Job { endpoint, target, packets, packet_bytes: 20 * packets, datagram_bytes: 0 }
     }
 

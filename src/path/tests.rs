@@ -180,7 +180,7 @@ fn a_packet_goes_in_and_its_answer_comes_back_with_its_header() {
     let mut bench = Bench::attached();
     let decap = bench.arrive(&datagram(*b"abcd"), outer(60_000));
     assert_eq!(decap, Decap::Done);
-    assert_eq!(bench.planned(), (Target::Gwi, frame(&PACKET)));
+    assert_eq!(bench.planned(), (Target::Gwi(None), frame(&PACKET)));
 
     for side in Side::BOTH {
         for packet in [&PACKET, &ANSWER] {
@@ -296,7 +296,7 @@ fn datagrams_wait_for_their_endpoint_in_order() {
         let arrived = Arrived { buffer: BUFFER, datagram: 96..96 + len, outer };
         bench.path.decap_held(arrived, NOW, &mut bench.buffers, &mut bench.plan);
         bench.path.end_batch(&mut bench.buffers, &mut bench.plan);
-        assert_eq!(bench.planned(), (Target::Gwi, frame(&PACKET)));
+        assert_eq!(bench.planned(), (Target::Gwi(None), frame(&PACKET)));
         ports.push(outer.remote_port);
     }
     assert_eq!(ports, [1].into_iter().chain(1..1024).collect::<Vec<_>>());

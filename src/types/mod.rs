@@ -23,6 +23,7 @@ pub use flow_kind::FlowKind;
 pub use moment::Moment;
 pub use names::LinkName;
 pub use names::Side;
+pub use offload::Downgrade;
 pub use offload::Offload;
 
 use std::fmt;

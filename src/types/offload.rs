@@ -55,6 +55,16 @@ impl Offload {
         }
     }
 
+    /// What is left without the piece that the kernel has refused.
+    #[must_use]
+    pub const fn without(self, refused: Downgrade) -> Self {
+        match refused {
+            Downgrade::UdpGso => Self { udp_gso: false, ..self },
+            Downgrade::TcpCoalescing => Self { tcp_coalescing: false, ..self },
+            Downgrade::UdpCoalescing => Self { udp_coalescing: false, ..self },
+        }
+    }
+
     /// What is left on Linux 6.1: TUNs know no UDP super-packets there.
     #[must_use]
     pub const fn floor(self) -> Self {
@@ -72,4 +82,16 @@ impl Offload {
             ("udp-coalescing", self.udp_coalescing),
         ]
     }
+}
+
+/// A piece that the kernel refused in traffic, although it had taken it at the start: whoever met
+/// that goes on without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Downgrade {
+    /// A send was not cut.
+    UdpGso,
+    /// A TCP super-packet was not taken by `gwi`.
+    TcpCoalescing,
+    /// A UDP super-packet was not taken by `gwi`.
+    UdpCoalescing,
 }

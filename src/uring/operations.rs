@@ -23,6 +23,8 @@ use super::slots::SlotTable;
 use crate::path::plan::BufferId;
 use crate::path::plan::Job;
 use crate::path::plan::SPANS_MAX;
+use crate::path::plan::Target;
+use crate::path::plan::Transport;
 use crate::sys::Error;
 use crate::sys::Mapping;
 use crate::types::EndpointSlot;
@@ -41,6 +43,8 @@ pub struct Ended {
     pub packets: u32,
     /// Sum of their lengths in bytes.
     pub packet_bytes: u32,
+    /// As what they were written to `gwi`, if as a super-packet.
+    pub merged: Option<Transport>,
 }
 
 /// Where a send goes, and how.
@@ -77,6 +81,7 @@ struct InFlight {
     queue: u16,
     packets: u32,
     packet_bytes: u32,
+    merged: Option<Transport>,
     age: u64,
     is_full_part: bool,
     envelope: Option<Envelope>,
@@ -187,6 +192,10 @@ impl Operations {
         slot.queue = queue;
         slot.packets = job.packets;
         slot.packet_bytes = job.packet_bytes;
+        slot.merged = match job.target {
+            Target::Gwi(merged) => merged,
+            Target::Outer(_) => None,
+        };
         slot.age = self.claimed;
         slot.is_full_part = false;
         slot.envelope = None;
@@ -248,6 +257,7 @@ impl Operations {
             endpoint: EndpointSlot(slot.endpoint),
             packets: slot.packets,
             packet_bytes: slot.packet_bytes,
+            merged: slot.merged,
         };
         self.slots.free(key);
         Some(ended)

@@ -108,7 +108,7 @@ mod tests {
             let packets = start.div_ceil(datagram_bytes.into());
             // Headers of 3 bytes each.
             let packet_bytes = start.saturating_sub(3 * packets);
-            let (endpoint, target) = (EndpointSlot(0), Target::Gwi);
+            let (endpoint, target) = (EndpointSlot(0), Target::Gwi(None));
             let job = Job { endpoint, target, packets, packet_bytes, datagram_bytes };
             let whole = Whole::new(&job, &spans);
             let mut packets_sum = 0;

@@ -23,6 +23,8 @@
 use std::fmt;
 use std::iter;
 use std::ops::Add;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use crate::wire::Addresses;
 
@@ -47,9 +49,9 @@ pub enum Implementation {
 }
 
 impl Implementation {
-    /// The one that [`sum`] uses on this machine.
-    pub fn detected() -> Self {
-        Simd::detect().map_or(Self::Scalar, |_| Simd::IMPLEMENTATION)
+    /// The one that [`sum`] uses on this machine, unless [`use_scalar`] was called.
+    pub fn in_use() -> Self {
+        vectors().map_or(Self::Scalar, |_| Simd::IMPLEMENTATION)
     }
 }
 
@@ -138,11 +140,25 @@ impl iter::Sum for Sum {
     }
 }
 
+/// Whether vectors are left alone.
+static IS_SCALAR: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process sums in general registers, to find out whether vectors are at fault.
+pub fn use_scalar() {
+    IS_SCALAR.store(true, Ordering::Relaxed);
+}
+
+/// The machine's vectors, if they may be used.
+#[inline]
+fn vectors() -> Option<Simd> {
+    if IS_SCALAR.load(Ordering::Relaxed) { None } else { Simd::detect() }
+}
+
 /// The sum of `bytes`. A last odd byte counts as if a zero followed.
 #[inline]
 pub fn sum(bytes: &[u8]) -> Sum {
     if bytes.len() >= SIMD_BYTES_MIN
-        && let Some(simd) = Simd::detect()
+        && let Some(simd) = vectors()
     {
         return Sum::of(simd.words(bytes), bytes);
     }

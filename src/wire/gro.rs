@@ -214,6 +214,11 @@ impl Run {
         }
     }
 
+    /// What carries the payload, if the run is more than one packet.
+    pub const fn transport(&self) -> Option<Transport> {
+        if self.packets > 1 { Some(self.first.transport()) } else { None }
+    }
+
     /// Begins anew with one packet, from which `first` was made.
     #[inline]
     pub fn begin(&mut self, first: Candidate, packet: &[u8]) {

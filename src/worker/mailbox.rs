@@ -35,6 +35,7 @@ use crate::flow::Templates;
 use crate::stats::EndpointCell;
 use crate::sys;
 use crate::sys::EventFd;
+use crate::types::Downgrade;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
@@ -176,8 +177,8 @@ pub enum Event {
     QueueLost(WorkerId, EndpointRef, Side, sys::Errno),
     /// Packets were dropped because of this; told again while it is so and packets come.
     SendRefused(Refusal),
-    /// The kernel did not cut a send into datagrams, and this worker will not ask it to again.
-    SendsUncut(WorkerId, sys::Errno),
+    /// The kernel refused this, and this worker will not ask for it again.
+    Downgraded(WorkerId, Downgrade, sys::Errno),
     /// The worker's receive socket or ring failed for good; the worker has ended.
     Failed(WorkerId, sys::Error),
 }

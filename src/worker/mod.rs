@@ -8,17 +8,22 @@
 //!        └───────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! What happens with a completion stands in [`inward`] (from the load balancer to the host),
+//! [`outward`] (back), and [`orders`] (what control asks for, and the end).
+//!
 //! One system call per turn. After start nothing here allocates, logs, or waits for anything but
 //! the ring; messages to control go through a bounded channel.
 
+mod inward;
 pub mod mailbox;
+mod orders;
 mod outer_paths;
+mod outward;
 mod queues;
 mod sampler;
 mod senders;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,26 +32,17 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use self::mailbox::Admission;
-use self::mailbox::Attachment;
 use self::mailbox::Command;
 use self::mailbox::Event;
 use self::mailbox::Mailbox;
-use self::mailbox::Policy;
 use self::mailbox::Sample;
-use self::mailbox::Sight;
 use self::outer_paths::OuterPaths;
 use self::queues::Queues;
 use self::sampler::Sampler;
 use self::senders::Desk;
-use self::senders::Outcome;
 use self::senders::Senders;
 use crate::flow::FlowTable;
-use crate::flow::Ttl;
 use crate::path;
-use crate::path::Arrived;
-use crate::path::Decap;
-use crate::path::Endpoint;
-use crate::path::Frame;
 use crate::path::Path;
 use crate::path::plan::BufferId;
 use crate::path::plan::Buffers;
@@ -59,15 +55,10 @@ use crate::sys::Errno;
 use crate::sys::Error;
 use crate::sys::EventFd;
 use crate::sys::clock;
-use crate::sys::udp;
 use crate::types::DropReason;
 use crate::types::EndpointRef;
-use crate::types::EndpointSlot;
-use crate::types::GENEVE_PORT;
 use crate::types::Moment;
 use crate::types::Offload;
-use crate::types::OuterPath;
-use crate::types::Side;
 use crate::types::WorkerId;
 use crate::uring::Completion;
 use crate::uring::Driver;
@@ -78,9 +69,7 @@ use crate::uring::SenderId;
 use crate::uring::Stream;
 use crate::uring::Token;
 use crate::uring::Verdict;
-use crate::uring::queue_of;
 use crate::uring::received;
-use crate::uring::received::Received;
 use crate::uring::verdict;
 
 /// How long an idle worker sleeps: it shows its heartbeat four times a second.
@@ -97,12 +86,6 @@ const EXPIRY_ROUND: Duration = Duration::from_secs(30);
 /// Most flows looked at in one turn.
 const EXPIRY_FLOWS_MAX: usize = 4096;
 
-/// How long a stopping worker goes on reading its TUNs while there is something to read.
-const DRAIN_MAX: Duration = Duration::from_millis(200);
-
-/// How long a stopping worker waits for the kernel to give its operations back.
-const STOP_MAX: Duration = Duration::from_secs(1);
-
 /// Writes and sends that are planned before they are started, and the spans of all of them. There
 /// are twice as many slots ([`OPERATIONS_MAX`]): what a turn has started has mostly ended when the
 /// next one looks, and a send that nobody cuts for us takes a slot for each of its datagrams.
@@ -110,23 +93,14 @@ const JOBS_MAX: usize = 2048;
 const SPANS_PLANNED_MAX: usize = 16_384;
 const _: () = assert!(JOBS_MAX >= path::PLAN_JOBS_MIN && JOBS_MAX >= received::DATAGRAMS_MAX);
 
-/// Datagrams between two looks at how full the queues are. Where something between the links cuts
-/// super-packets apart, each of these may be a frame in a queue.
-const UNSEEN_MAX: usize = 1024;
-const _: () = assert!(UNSEEN_MAX >= received::DATAGRAMS_MAX);
-
 /// Most writes and sends in flight.
 pub const OPERATIONS_MAX: u32 = 4096;
 
-/// How long datagrams that the kernel has merged may wait in a socket's queue: far longer than a
-/// worker takes for a full one.
-const TRAINS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Events that a worker sends once in its life at most: three downgrades, and that it failed.
+const EVENTS_ONCE: usize = 4;
 
 /// Completions of a turn that make it a busy one: what a multishot operation hands over in one go.
 const BUSY_COMPLETIONS: usize = 32;
-
-/// Frames read from one queue in a row, where there is no multishot read.
-const READS_IN_A_ROW: usize = 64;
 
 /// What a worker is made of. Everything is moved into its thread.
 #[derive(Debug)]
@@ -276,7 +250,7 @@ impl Worker {
             wake,
             commands: parts.commands,
             events: parts.events,
-            outbox: VecDeque::with_capacity(2 * endpoints_max + 1),
+            outbox: VecDeque::with_capacity(2 * endpoints_max + EVENTS_ONCE),
             sampler: Sampler::new(id, parts.samples),
             outer_paths: OuterPaths::new(now),
             admission: parts.admission,
@@ -396,342 +370,6 @@ impl Worker {
         Ok(())
     }
 
-    // ---- from the load balancer -------------------------------------------------------------
-
-    fn on_receive(&mut self, completion: Completion) -> Result<(), Error> {
-        match completion.result {
-            Ok(filled) => {
-                if let Some(buffer) = completion.buffer {
-                    self.arrivals.datagrams.push_back((buffer, filled as usize));
-                }
-            }
-            Err(errno) => match verdict(Operation::Receive, errno) {
-                Verdict::Lost => {
-                    return Err(Error::new("recvmsg", format!("UDP port {GENEVE_PORT}"), errno));
-                }
-                Verdict::Rearm | Verdict::Cancelled | Verdict::Wait | Verdict::Drop(_) => {
-                    self.cell.receive_starved.add(u64::from(errno == Errno::ENOBUFS));
-                }
-            },
-        }
-        Ok(())
-    }
-
-    /// Works off the datagrams that have arrived, as far as the limits of a turn allow.
-    fn take_datagrams(&mut self) {
-        while !self.arrivals.datagrams.is_empty() && !self.queues.is_pressed() {
-            let mut most = UNSEEN_MAX;
-            while let Some(&(buffer, filled)) = self.arrivals.datagrams.front() {
-                let received = self.look_at(buffer, filled);
-                let count = received.as_ref().map_or(1, Received::count);
-                if !self.path.has_room(&self.plan, count) || most < count {
-                    break;
-                }
-                most -= count;
-                self.arrivals.datagrams.pop_front();
-                self.looked_into.push(buffer);
-                self.on_received(buffer, received);
-            }
-            if !self.execute() {
-                return;
-            }
-        }
-    }
-
-    /// What has been received into a buffer.
-    fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
-        let bytes = &self.driver.bytes_mut(buffer)[..filled];
-        let mut received = received::parse(bytes)?;
-        if self.now < self.trains_until
-            && received.count() == 1
-            && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()])
-        {
-            received.datagram_bytes = first;
-        }
-        Some(received)
-    }
-
-    /// Has the kernel merge no more datagrams. What it has merged before still waits in the socket,
-    /// and it does not say any more of what length the datagrams were.
-    fn stop_merging(&mut self) {
-        // It can be refused only by a kernel that has never merged any.
-        let _ = udp::stop_merging(&self.receiver);
-        self.trains_until = self.now.after(TRAINS_WAIT_MAX);
-    }
-
-    fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
-        let Some(received) = received else {
-            // The kernel did not say where from: not a datagram that can be answered.
-            self.cell.datagrams.count(0);
-            self.cell.drops.count(DropReason::Short);
-            return;
-        };
-        if received.truncated {
-            self.cell.datagrams.count(received.bytes.len());
-            self.cell.drops.count(DropReason::Mtu);
-            return;
-        }
-        self.cell.receives.add(1);
-        self.outer_paths.saw(received.outer);
-        for datagram in received.datagrams() {
-            self.on_datagram(buffer, datagram, received.outer);
-        }
-    }
-
-    fn on_datagram(&mut self, buffer: BufferId, datagram: Range<usize>, outer: OuterPath) {
-        let sight = Sight::Datagram(outer);
-        if self.sampler.wants_packets() {
-            let bytes = &self.driver.bytes_mut(buffer)[datagram.clone()];
-            self.sampler.offer(sight, None, bytes, self.now);
-        }
-        let arrived = Arrived { buffer, datagram: datagram.clone(), outer };
-        let Self { path, plan, driver, looked_into, now, .. } = self;
-        let mut buffers = BatchBuffers { driver, looked_into };
-        if let Decap::Unknown(id) = path.decap(arrived, *now, &mut buffers, plan) {
-            let bytes = &driver.bytes_mut(buffer)[datagram.clone()];
-            match self.admission.admit(self.now) {
-                Ok(()) if self.path.announced(id, bytes, outer) => {
-                    self.outbox.push_back(Event::EndpointSeen(self.id, id));
-                }
-                Ok(()) => self.admission.release(),
-                Err(reason) => self.path.refused(reason),
-            }
-        }
-        if self.sampler.wants_drops() {
-            let dropped = self.path.take_last_drop();
-            let bytes = &self.driver.bytes_mut(buffer)[datagram];
-            self.sampler.offer_dropped(sight, dropped, bytes, self.now);
-        }
-    }
-
-    /// Delivers what was held for endpoints that are served now, as far as buffers go.
-    fn replay_held(&mut self) {
-        while let Some(&endpoint) = self.replaying.front() {
-            if !self.path.has_held(endpoint) {
-                self.replaying.pop_front();
-                continue;
-            }
-            if !self.make_room() {
-                return;
-            }
-            let Some(buffer) = self.driver.take_buffer(Group::Udp) else {
-                return;
-            };
-            self.looked_into.push(buffer);
-            let bytes = self.driver.bytes_mut(buffer);
-            let start = received::DATAGRAM_START;
-            if let Some((len, outer)) = self.path.next_held(endpoint, &mut bytes[start..]) {
-                let datagram = start..start + len;
-                let arrived = Arrived { buffer, datagram: datagram.clone(), outer };
-                let Self { path, plan, driver, looked_into, now, .. } = self;
-                let mut buffers = BatchBuffers { driver, looked_into };
-                path.decap_held(arrived, *now, &mut buffers, plan);
-                if self.sampler.wants_drops() {
-                    let dropped = self.path.take_last_drop();
-                    let bytes = &self.driver.bytes_mut(buffer)[datagram];
-                    self.sampler.offer_dropped(Sight::Datagram(outer), dropped, bytes, self.now);
-                }
-            }
-        }
-    }
-
-    fn on_tun_written(&mut self, token: Token, result: Result<u32, Errno>) {
-        let Some(ended) = self.finish(token) else {
-            return;
-        };
-        let Some(endpoint) = self.path.endpoint(ended.endpoint) else {
-            return;
-        };
-        match result {
-            Ok(_) => {
-                self.cell.gwi_writes.add(1);
-                let Ended { packets, packet_bytes, .. } = ended;
-                endpoint.cell.to_gwi.count_many(packets.into(), packet_bytes.into());
-                endpoint.cell.last_to_gwi.set(self.now);
-            }
-            Err(errno) => {
-                let reason = drop_reason(Operation::TunWrite, errno);
-                endpoint.cell.decap_drops.add(reason, ended.packets.into());
-            }
-        }
-    }
-
-    // ---- from the host ----------------------------------------------------------------------
-
-    fn on_tun_read(&mut self, completion: Completion) {
-        let Completion { token, result, buffer, more } = completion;
-        let (slot, side) = queue_of(token.queue);
-        if !self.queues.read_completed(slot, side, token.generation, more) {
-            self.cell.stray_completions.add(1);
-            if let Some(buffer) = buffer {
-                self.driver.release(buffer);
-            }
-            return;
-        }
-        match (result, buffer) {
-            (Ok(filled), Some(buffer)) => {
-                self.arrivals.frames.push_back((token, buffer, filled as usize));
-            }
-            (Ok(_), None) => self.queues.set_readable(slot, side),
-            (Err(errno), _) => {
-                if verdict(Operation::TunRead, errno) == Verdict::Lost {
-                    self.on_queue_lost(slot, side, errno);
-                }
-            }
-        }
-    }
-
-    /// Works off the frames that were read, as far as the limits of a turn allow.
-    fn take_frames(&mut self) {
-        while !self.arrivals.frames.is_empty() && self.make_room() {
-            let Some((token, buffer, filled)) = self.arrivals.frames.pop_front() else {
-                return;
-            };
-            let (slot, side) = queue_of(token.queue);
-            if self.queues.is_current(slot, token.generation) {
-                self.on_frame(slot, side, buffer, filled);
-            } else {
-                // Read before the endpoint was let go.
-                self.cell.drops.count(DropReason::Shutdown);
-                self.driver.release(buffer);
-            }
-        }
-    }
-
-    fn on_frame(&mut self, slot: EndpointSlot, side: Side, buffer: BufferId, filled: usize) {
-        self.cell.tun_reads.add(1);
-        self.looked_into.push(buffer);
-        let start = self.driver.headroom_bytes(Group::Tun);
-        let frame = start..start + filled;
-        let arrived = Frame { buffer, frame: frame.clone(), side };
-        let Self { path, plan, driver, looked_into, now, .. } = self;
-        let mut buffers = BatchBuffers { driver, looked_into };
-        path.encap(slot, &arrived, *now, &mut buffers, plan);
-        if self.sampler.wants_packets() || self.sampler.wants_drops() {
-            self.look_at_frame(slot, side, buffer, frame);
-        }
-    }
-
-    /// Shows the log a frame that the path has had.
-    #[cold]
-    fn look_at_frame(
-        &mut self,
-        slot: EndpointSlot,
-        side: Side,
-        buffer: BufferId,
-        frame: Range<usize>,
-    ) {
-        let Some(endpoint) = self.path.endpoint(slot) else {
-            return;
-        };
-        let sight = Sight::Packet(endpoint.id, side);
-        let dropped = self.path.take_last_drop();
-        let packet = &self.driver.bytes_mut(buffer)[path::packet_in(frame)];
-        if self.sampler.wants_packets() {
-            self.sampler.offer(sight, None, packet, self.now);
-        }
-        if self.sampler.wants_drops() {
-            self.sampler.offer_dropped(sight, dropped, packet, self.now);
-        }
-    }
-
-    fn on_queue_lost(&mut self, slot: EndpointSlot, side: Side, errno: Errno) {
-        if let Some(endpoint) = self.queues.lost(&mut self.driver, slot, side) {
-            self.outbox.push_back(Event::QueueLost(self.id, endpoint, side, errno));
-        }
-    }
-
-    /// Reads, without the ring, the queues that poll has named, each in its turn: the substitute
-    /// for multishot read before Linux 6.7.
-    fn read_the_readable(&mut self) {
-        for _ in 0..self.queues.readable() {
-            // Who finds no buffer keeps its turn.
-            if !self.can_read() || !self.make_room() {
-                return;
-            }
-            let Some((slot, side)) = self.queues.take_readable() else {
-                return;
-            };
-            match self.read_queue(slot, side) {
-                // Empty: poll will name it again.
-                Err(Errno::EAGAIN) => {}
-                Err(errno) if verdict(Operation::TunRead, errno) == Verdict::Lost => {
-                    self.on_queue_lost(slot, side, errno);
-                }
-                Ok(()) | Err(_) => self.queues.set_readable(slot, side),
-            }
-        }
-    }
-
-    /// Whether there is a buffer for a frame, and one for the headers of its segments.
-    fn can_read(&self) -> bool {
-        self.driver.free(Group::Tun) >= 2
-    }
-
-    /// Reads from one queue until it had its share or buffers ran out: there may be more in it.
-    fn read_queue(&mut self, slot: EndpointSlot, side: Side) -> Result<(), Errno> {
-        for _ in 0..READS_IN_A_ROW {
-            if !self.can_read() {
-                break;
-            }
-            let Some(pair) = self.queues.at(slot) else {
-                break;
-            };
-            let Some(buffer) = self.driver.take_buffer(Group::Tun) else {
-                break;
-            };
-            let start = self.driver.headroom_bytes(Group::Tun);
-            match nix::unistd::read(pair.fd(side), &mut self.driver.bytes_mut(buffer)[start..]) {
-                Ok(filled) => {
-                    self.on_frame(slot, side, buffer, filled);
-                    if !self.make_room() {
-                        break;
-                    }
-                }
-                Err(errno) => {
-                    self.driver.release(buffer);
-                    return Err(errno);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn on_sent(&mut self, token: Token, result: Result<u32, Errno>) {
-        let Self { senders, driver, path, queues, cell, .. } = self;
-        let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
-        match senders.completed(&mut Desk { driver, queues, lost }, token, result) {
-            Outcome::Sent(Ended { endpoint, packets, packet_bytes }) => {
-                cell.sends.add(1);
-                if let Some(endpoint) = path.endpoint(endpoint) {
-                    endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
-                }
-            }
-            Outcome::Unsent => {}
-            Outcome::Stray => cell.stray_completions.add(1),
-        }
-        if let Some(errno) = senders.take_uncut() {
-            path.stop_gathering();
-            self.outbox.push_back(Event::SendsUncut(self.id, errno));
-        }
-    }
-
-    fn on_send_ready(&mut self, sender: SenderId) {
-        let Self { senders, driver, path, queues, .. } = self;
-        let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
-        senders.ready(&mut Desk { driver, queues, lost }, sender);
-    }
-
-    fn finish(&mut self, token: Token) -> Option<Ended> {
-        let ended = finish(&mut self.driver, &mut self.queues, token);
-        if ended.is_none() {
-            self.cell.stray_completions.add(1);
-        }
-        ended
-    }
-
-    // ---- the end of a turn ------------------------------------------------------------------
-
     /// Makes sure that the plan takes one more frame, or datagram. Returns whether it does: not if
     /// more has been started than may be in flight.
     fn make_room(&mut self) -> bool {
@@ -751,7 +389,7 @@ impl Worker {
         let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
         for (job, spans) in plan.jobs() {
             match &job.target {
-                Target::Gwi => match driver.write_gwi(job, spans) {
+                Target::Gwi(_) => match driver.write_gwi(job, spans) {
                     Ok(()) => queues.written(job.endpoint, job.packets),
                     Err(reason) => count_unwritten(path, job, reason),
                 },
@@ -829,102 +467,6 @@ impl Worker {
         let due = usize::try_from(due).unwrap_or(usize::MAX).clamp(16, EXPIRY_FLOWS_MAX);
         self.path.expire(due, self.now);
     }
-
-    // ---- control ----------------------------------------------------------------------------
-
-    fn on_commands(&mut self) {
-        while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Attach(attachment) => self.on_attach(*attachment),
-                Command::Closing(endpoint) => self.path.closing(endpoint),
-                Command::Detach(endpoint) => self.on_detach(endpoint),
-                Command::Forget(id, reason) => self.path.forget(id, reason),
-                Command::StopMerging => self.stop_merging(),
-                Command::Policy(policy) => {
-                    self.path.set_ttl(ttl(&policy));
-                    self.sampler.set_wish(policy.samples);
-                }
-                Command::Stop => self.begin_to_stop(),
-            }
-        }
-    }
-
-    fn on_attach(&mut self, attachment: Attachment) {
-        let Attachment { id, endpoint, templates, cell, queues: fds } = attachment;
-        let gwi = fds[Side::Gwi.index()].as_fd();
-        if let Err(error) = self.driver.register_gwi(endpoint.slot, gwi) {
-            let lost = Event::QueueLost(self.id, endpoint, Side::Gwi, error.errno);
-            self.outbox.push_back(lost);
-        }
-        self.queues.attach(endpoint, fds);
-        self.path.attach(Endpoint { id, endpoint, templates, cell });
-        self.replaying.push_back(endpoint);
-        // At once, so that this turn's datagrams find room behind what is held.
-        self.replay_held();
-    }
-
-    /// Begins to let go of an endpoint's queues. What still waits for room in a send socket would
-    /// hold them for as long as the socket is full: it is dropped.
-    fn on_detach(&mut self, endpoint: EndpointRef) {
-        if self.queues.detach(&mut self.driver, endpoint) {
-            self.abandon_sends(Some(endpoint.slot), DropReason::SendFull);
-        }
-    }
-
-    /// Drops what waits for room in a send socket: of one endpoint, or of all.
-    fn abandon_sends(&mut self, slot: Option<EndpointSlot>, reason: DropReason) {
-        let Self { senders, driver, queues, path, .. } = self;
-        senders.abandon(|token| {
-            let over = slot.is_none_or(|slot| driver.endpoint_of(token) == Some(slot));
-            if over && let Some(ended) = finish(driver, queues, token) {
-                count_unsent(path, &ended, reason);
-            }
-            over
-        });
-    }
-
-    fn begin_to_stop(&mut self) {
-        if self.phase == Phase::Running {
-            self.phase = Phase::Draining(self.now.after(DRAIN_MAX));
-            if self.receive.stop() {
-                self.driver.cancel(Operation::Receive, 0, 0);
-            }
-        }
-    }
-
-    /// Goes on from draining to stopping when nothing more comes, or it took too long.
-    fn advance_phase(&mut self, quiet: bool) {
-        let Phase::Draining(until) = self.phase else {
-            return;
-        };
-        if !quiet && self.now < until {
-            return;
-        }
-        self.phase = Phase::Stopping(self.now.after(STOP_MAX));
-        self.path.drop_all_held();
-        self.queues.stop_all(&mut self.driver);
-        if self.wake_stream.stop() {
-            self.driver.cancel(Operation::Wake, 0, 0);
-        }
-        self.abandon_sends(None, DropReason::Shutdown);
-    }
-
-    fn is_stopped(&self) -> bool {
-        let Phase::Stopping(until) = self.phase else {
-            return false;
-        };
-        let returned = self.arrivals.is_empty()
-            && self.receive.is_stopped()
-            && self.wake_stream.is_stopped()
-            && self.queues.all_stopped()
-            && self.driver.in_flight() == 0;
-        returned || self.now >= until
-    }
-}
-
-fn ttl(policy: &Policy) -> Ttl {
-    let secs = |idle: Duration| u32::try_from(idle.as_secs()).unwrap_or(u32::MAX);
-    Ttl { tcp_secs: secs(policy.tcp_idle), other_secs: secs(policy.other_idle) }
 }
 
 /// Ends an operation in the ring's and in its endpoint's books.

@@ -452,7 +452,10 @@ impl Senders {
                     self.launch(desk.driver, part);
                 }
                 Err(reason) => {
-                    (desk.lost)(&Ended { endpoint, packets: 1, packet_bytes: 0 }, reason);
+                    (desk.lost)(
+                        &Ended { endpoint, packets: 1, packet_bytes: 0, merged: None },
+                        reason,
+                    );
                 }
             }
         }
@@ -493,7 +496,7 @@ impl Senders {
 /// A job that came to its end before it began.
 fn unstarted(job: &Job) -> Ended {
     let Job { endpoint, packets, packet_bytes, .. } = *job;
-    Ended { endpoint, packets, packet_bytes }
+    Ended { endpoint, packets, packet_bytes, merged: None }
 }
 
 #[cfg(test)]

@@ -8,18 +8,30 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
+use nix::sys::timerfd::ClockId;
+use nix::sys::timerfd::TimerFd;
+use nix::sys::timerfd::TimerFlags;
+
+use super::mailbox::Attachment;
+use super::mailbox::Policy;
 use super::*;
 use crate::flow::HashSeed;
 use crate::flow::TablePlan;
 use crate::flow::Templates;
 use crate::path::plan::Span;
+use crate::path::plan::Transport;
 use crate::stats::EndpointCell;
 use crate::sys::udp;
+use crate::types::Downgrade;
 use crate::types::EndpointId;
+use crate::types::EndpointSlot;
+use crate::types::GENEVE_PORT;
 use crate::types::Generation;
 use crate::types::OuterPath;
+use crate::types::Side;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
+use crate::uring::queue_of;
 use crate::wire::Family;
 use crate::wire::gwlb;
 
@@ -383,7 +395,47 @@ fn what_the_kernel_will_not_cut_is_sent_all_the_same_and_told_once() {
         assert_eq!(hosts.cell.to_gwlb.bytes.get(), 2 * 180);
         assert_eq!(bench.worker.driver.in_flight(), 0);
         let told: Vec<_> = bench.events.try_iter().collect();
-        assert!(matches!(told[..], [Event::SendsUncut(WorkerId(0), Errno::EINVAL)]), "{told:?}");
+        assert!(
+            matches!(told[..], [Event::Downgraded(WorkerId(0), Downgrade::UdpGso, Errno::EINVAL)]),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn a_super_packet_that_the_kernel_refuses_is_counted_and_told_once() {
+    let features = Features::probe().unwrap();
+    for features in [features, features.floor()] {
+        let mut bench = Bench::with(features, Offload::ALL);
+        let hosts = bench.attach(1);
+        // What has no way to be written says EINVAL, as a TUN does of a header that it dislikes.
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty()).unwrap();
+        bench.worker.driver.unregister_gwi(EndpointSlot(1)).unwrap();
+        bench.worker.driver.register_gwi(EndpointSlot(1), timer.as_fd()).unwrap();
+        for (merged, packets) in [
+            (Some(Transport::Udp), 3),
+            (Some(Transport::Udp), 5),
+            (None, 1),
+            (Some(Transport::Tcp), 2),
+        ] {
+            let buffer = bench.worker.driver.take_buffer(Group::Tun).unwrap();
+            bench.worker.looked_into.push(buffer);
+            let (endpoint, target) = (EndpointSlot(1), Target::Gwi(merged));
+            let job = Job { endpoint, target, packets, packet_bytes: 50, datagram_bytes: 0 };
+            bench.worker.plan.push(job, [Span { buffer, start: 0, len: 60 }]);
+            bench.worker.execute();
+            bench.turn_until("it has ended", |bench| bench.worker.driver.in_flight() == 0);
+        }
+        assert_eq!(hosts.cell.decap_drops.get(DropReason::TunError), 11);
+        let told: Vec<_> = bench.events.try_iter().collect();
+        let [first, second] = [Downgrade::UdpCoalescing, Downgrade::TcpCoalescing];
+        assert!(
+            matches!(told[..], [
+                Event::Downgraded(WorkerId(0), a, Errno::EINVAL),
+                Event::Downgraded(WorkerId(0), b, Errno::EINVAL),
+            ] if (a, b) == (first, second)),
+            "{told:?}"
+        );
     }
 }
 
@@ -452,7 +504,7 @@ fn frames_count_as_what_they_may_come_back_as() {
         let hosts = bench.attach(1);
         let buffer = bench.worker.driver.take_buffer(Group::Tun).unwrap();
         bench.worker.looked_into.push(buffer);
-        let (endpoint, target) = (EndpointSlot(1), Target::Gwi);
+        let (endpoint, target) = (EndpointSlot(1), Target::Gwi(None));
         let job = Job { endpoint, target, packets: 64, packet_bytes: 640, datagram_bytes: 0 };
         for _ in 0..frames {
             bench.worker.plan.push(job, [Span { buffer, start: 0, len: 50 }]);

@@ -39,6 +39,7 @@ const SWITCHES: &[&[&str]] = &[
     &["--no-tun-uso"],
     &["--no-tcp-coalescing"],
     &["--no-udp-coalescing"],
+    &["--no-vector-checksum"],
     &["--gwi-max-frame", "mtu"],
 ];
 

@@ -259,6 +259,26 @@ fn what_does_not_merge_closes_its_flow_first() {
     assert_eq!(merged(&[step(1, 9), step(2, 9), step(2, 9), fragment]), [1, 2, 1]);
 }
 
+/// A kernel that took a super-packet at the start may refuse one later.
+#[test]
+fn what_the_kernel_refused_is_merged_no_more() {
+    let tcp = step(0, 1000);
+    let steps = [tcp, tcp, Step { is_tcp: false, ..tcp }, Step { is_tcp: false, ..tcp }];
+    for refused in [Transport::Tcp, Transport::Udp] {
+        let mut bench = Bench::with(Offload::ALL);
+        assert!(bench.path.stop_coalescing(refused), "they could have been merged");
+        assert!(!bench.path.stop_coalescing(refused), "it is news only once");
+        arrive(&mut bench, &steps);
+        let targets = bench.plan.jobs().map(|(job, _)| (job.packets, job.target));
+        let (packets, targets): (Vec<_>, Vec<_>) = targets.unzip();
+        assert_eq!(packets, [1, 1, 2], "what waits for company is planned last");
+        let other = if refused == Transport::Tcp { Transport::Udp } else { Transport::Tcp };
+        for (packets, target) in packets.into_iter().zip(targets) {
+            assert_eq!(target, Target::Gwi((packets > 1).then_some(other)));
+        }
+    }
+}
+
 #[test]
 fn packets_under_different_headers_never_merge() {
     let other = Step { other_header: true, ..step(1, 9) };

@@ -171,7 +171,7 @@ fn a_write_gathers_its_spans_and_gives_its_leases_back() {
         let (ours, mut host) = UnixStream::pair().unwrap();
         driver.register_gwi(SLOT, ours.as_fd()).unwrap();
         for texts in [&[&b"one piece"[..]][..], &[b"three", b" small ", b"pieces"]] {
-            let (plan, buffers) = job_of(&mut driver, Target::Gwi, texts);
+            let (plan, buffers) = job_of(&mut driver, Target::Gwi(None), texts);
             let (job, spans) = plan.jobs().next().unwrap();
             driver.write_gwi(job, spans).unwrap();
             for &buffer in &buffers {
@@ -187,7 +187,7 @@ fn a_write_gathers_its_spans_and_gives_its_leases_back() {
             host.read_exact(&mut got).unwrap();
             assert_eq!(got, whole);
             let ended = driver.finish(written.token).unwrap();
-            assert_eq!(ended, Ended { endpoint: SLOT, packets: 1, packet_bytes: 9 });
+            assert_eq!(ended, Ended { endpoint: SLOT, packets: 1, packet_bytes: 9, merged: None });
             assert_eq!(driver.finish(written.token), None, "an operation ends once");
             assert_eq!(free_buffers(&mut driver, Group::Udp), 8);
         }
@@ -201,7 +201,7 @@ fn a_send_reaches_the_remote_from_its_own_socket() {
         let remote = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         driver.register_sender(SenderId(3), sender.as_fd()).unwrap();
         let SocketAddr::V4(to) = remote.local_addr().unwrap() else { panic!("IPv4") };
-        let (plan, buffers) = job_of(&mut driver, Target::Gwi, &[b"head", b"payload"]);
+        let (plan, buffers) = job_of(&mut driver, Target::Gwi(None), &[b"head", b"payload"]);
         let (job, spans) = plan.jobs().next().unwrap();
         let token = driver.prepare_send(SenderId(3), Ipv4Addr::LOCALHOST, to, job, spans).unwrap();
         for &buffer in &buffers {
@@ -226,7 +226,7 @@ fn the_receive_socket_answers_from_the_address_that_was_hit() {
         remote.set_read_timeout(Some(PATIENCE)).unwrap();
         let SocketAddr::V4(to) = remote.local_addr().unwrap() else { panic!("IPv4") };
         for local in [Ipv4Addr::new(127, 60, 81, 3), Ipv4Addr::new(127, 60, 81, 4)] {
-            let (plan, buffers) = job_of(&mut driver, Target::Gwi, &[b"answer"]);
+            let (plan, buffers) = job_of(&mut driver, Target::Gwi(None), &[b"answer"]);
             let (job, spans) = plan.jobs().next().unwrap();
             let token = driver.prepare_send(SenderId::RECEIVER, local, to, job, spans).unwrap();
             driver.release(buffers[0]);
@@ -259,7 +259,7 @@ fn three_datagrams(driver: &mut Driver) -> (Plan, [BufferId; 3], [Vec<u8>; 3]) {
             spans.push(Span { buffer, start, len });
         }
     }
-    let target = Target::Gwi;
+    let target = Target::Gwi(None);
     let job = Job { endpoint: SLOT, target, packets: 3, packet_bytes: 99, datagram_bytes: 70 };
     plan.push(job, spans);
     (plan, buffers, datagrams)
@@ -293,7 +293,7 @@ fn one_send_is_many_datagrams() {
                 let (len, from) = remote.recv_from(&mut got).unwrap();
                 assert_eq!((&got[..len], from), (&datagram[..], SocketAddr::from((local, port))));
             }
-            let ended = Ended { endpoint: SLOT, packets: 3, packet_bytes: 99 };
+            let ended = Ended { endpoint: SLOT, packets: 3, packet_bytes: 99, merged: None };
             assert_eq!(driver.finish(token), Some(ended));
             assert_eq!(free_buffers(&mut driver, Group::Tun), 8);
         }
@@ -317,7 +317,7 @@ fn the_largest_job_fits_into_one_slot() {
                 *byte = place.try_into().unwrap();
             }
         }
-        let target = Target::Gwi;
+        let target = Target::Gwi(None);
         let job = Job { endpoint: SLOT, target, packets: 64, packet_bytes: 9, datagram_bytes: 0 };
         plan.push(job, spans);
         let (job, spans) = plan.jobs().next().unwrap();
@@ -351,7 +351,7 @@ fn a_full_raw_sender_says_so_and_has_room_again() {
         let sender = udp::open_raw_sender(1).unwrap();
         driver.register_sender(SenderId::RAW, sender.as_fd()).unwrap();
         let (token, errno) = loop {
-            let (plan, buffers) = job_of(&mut driver, Target::Gwi, &[&[0; 1200]]);
+            let (plan, buffers) = job_of(&mut driver, Target::Gwi(None), &[&[0; 1200]]);
             let (job, spans) = plan.jobs().next().unwrap();
             let token = driver.prepare_send(SenderId::RAW, local, to, job, spans).unwrap();
             driver.release(buffers[0]);
@@ -394,7 +394,7 @@ fn slots_are_bounded_and_a_small_queue_is_no_bound() {
     for mut driver in drivers() {
         let (ours, _host) = UnixStream::pair().unwrap();
         driver.register_gwi(SLOT, ours.as_fd()).unwrap();
-        let (plan, _buffers) = job_of(&mut driver, Target::Gwi, &[b"x"]);
+        let (plan, _buffers) = job_of(&mut driver, Target::Gwi(None), &[b"x"]);
         let (job, spans) = plan.jobs().next().unwrap();
         // Sixteen slots, eight entries in the submission queue.
         for _ in 0..16 {
