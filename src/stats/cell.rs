@@ -172,6 +172,8 @@ pub struct WorkerCell {
     pub datagrams: Traffic,
     /// Receives that brought them: fewer, where the kernel merges datagrams.
     pub receives: Counter,
+    /// 1 while the kernel is not asked to merge datagrams because it found none to merge.
+    pub merging_paused: Gauge,
     /// Frames written to `gwi`: fewer than packets, where packets are merged.
     pub gwi_writes: Counter,
     /// Frames read from `gwi` and `gwo`.

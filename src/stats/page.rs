@@ -157,9 +157,9 @@ impl Page {
         }
     }
 
-    /// What all workers asked of the kernel, by name. Set against the numbers of packets it says
-    /// how many travelled as one.
-    pub fn operations(&self) -> [(&'static str, u64); 4] {
+    /// What all workers asked of the kernel, by name: set against the numbers of packets it says
+    /// how many travelled as one. And how many of them do not ask for `udp-gro` at present.
+    pub fn operations(&self) -> [(&'static str, u64); 5] {
         let sum = |count: fn(&WorkerSnapshot) -> u64| {
             self.workers.iter().map(|worker| count(&worker.counters)).sum()
         };
@@ -168,6 +168,7 @@ impl Page {
             ("receives", sum(|counters| counters.receives)),
             ("sends", sum(|counters| counters.sends)),
             ("tunReads", sum(|counters| counters.tun_reads)),
+            ("udpGroPaused", sum(|counters| counters.merging_paused)),
         ]
     }
 

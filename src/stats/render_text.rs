@@ -240,7 +240,7 @@ mod tests {
              IPv6 Flow Cache for ENI 00123456789abcdef : Contains 31 elements, of which 18 were \
              just timed out (idle timeout is 350 seconds).\n\
              Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
-             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0\n\
+             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
@@ -287,7 +287,7 @@ mod tests {
              IPv6 Other Flow Cache for GWLBe vpce-00123456789abcdef : Contains 13 elements, \
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
              Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
-             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0\n\
+             avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\

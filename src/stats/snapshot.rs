@@ -196,6 +196,8 @@ pub struct WorkerSnapshot {
     pub datagrams: TrafficSnapshot,
     /// See [`WorkerCell::receives`].
     pub receives: u64,
+    /// See [`WorkerCell::merging_paused`].
+    pub merging_paused: u64,
     /// See [`WorkerCell::gwi_writes`].
     pub gwi_writes: u64,
     /// See [`WorkerCell::tun_reads`].
@@ -232,6 +234,7 @@ impl From<&WorkerCell> for WorkerSnapshot {
         Self {
             datagrams: (&live.datagrams).into(),
             receives: live.receives.get(),
+            merging_paused: live.merging_paused.get(),
             gwi_writes: live.gwi_writes.get(),
             tun_reads: live.tun_reads.get(),
             sends: live.sends.get(),

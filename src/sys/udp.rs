@@ -24,6 +24,7 @@ use nix::sys::socket::SockProtocol;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrIn;
 use nix::sys::socket::bind;
+use nix::sys::socket::getsockopt;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
@@ -84,14 +85,25 @@ pub fn probe_offload() -> Offload {
     }
 }
 
-/// Makes the kernel hand over every datagram as it came, from now on. Merged ones that wait in the
-/// socket's queue stay merged, and come without the message that says so.
+/// Makes the kernel merge datagrams, or hand over every datagram as it came, from now on. Merged
+/// ones that wait in the socket's queue stay merged, and come without the message that says so if
+/// merging is off by then.
 ///
 /// # Errors
 /// `ENOPROTOOPT` before Linux 5.0, which merges nothing.
-pub fn stop_merging(receiver: &impl AsFd) -> Result<(), Error> {
-    setsockopt(receiver, sockopt::UdpGroSegment, &false)
+pub fn set_merging(receiver: &impl AsFd, is_on: bool) -> Result<(), Error> {
+    setsockopt(receiver, sockopt::UdpGroSegment, &is_on)
         .map_err(|errno| Error::new("setsockopt UDP_GRO", format!("UDP port {GENEVE_PORT}"), errno))
+}
+
+/// How much may wait in a receive socket's queue, in bytes, the kernel's own among them.
+///
+/// # Errors
+/// When the file is no socket.
+pub fn receive_queue_bytes(receiver: &impl AsFd) -> Result<usize, Error> {
+    getsockopt(receiver, sockopt::RcvBuf).map_err(|errno| {
+        Error::new("getsockopt SO_RCVBUF", format!("UDP port {GENEVE_PORT}"), errno)
+    })
 }
 
 /// Counts the sockets on the receive port, in this network namespace, that are not among `own`.

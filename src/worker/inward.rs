@@ -1,7 +1,6 @@
 //! From the load balancer to `gwi`: datagrams that arrive, wait for their endpoint, or are written.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use super::BatchBuffers;
 use super::Worker;
@@ -35,9 +34,9 @@ use crate::uring::verdict;
 const UNSEEN_MAX: usize = 1024;
 const _: () = assert!(UNSEEN_MAX >= received::DATAGRAMS_MAX);
 
-/// How long datagrams that the kernel has merged may wait in a socket's queue: far longer than a
-/// worker takes for a full one.
-const TRAINS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// More than comes into a socket's queue beyond its limit, together with what has been received and
+/// not looked at: a working set of buffers.
+const QUEUE_EXCESS_BYTES: usize = 4 << 20;
 
 impl Worker {
     pub(super) fn on_receive(&mut self, completion: Completion) -> Result<(), Error> {
@@ -84,7 +83,7 @@ impl Worker {
     pub(super) fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
         let bytes = &self.driver.bytes_mut(buffer)[..filled];
         let mut received = received::parse(bytes)?;
-        if self.now < self.trains_until
+        if self.trains_left_bytes > 0
             && received.count() == 1
             && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()])
         {
@@ -93,12 +92,30 @@ impl Worker {
         Some(received)
     }
 
-    /// Has the kernel merge no more datagrams. What it has merged before still waits in the socket,
-    /// and it does not say any more of what length the datagrams were.
+    /// Has the kernel merge no more datagrams, ever.
     pub(super) fn stop_merging(&mut self) {
+        self.merging.forbid();
+        self.set_merging(false);
+    }
+
+    /// Has the kernel merge datagrams where that finds something.
+    pub(super) fn adapt_merging(&mut self) {
+        if let Some(is_on) = self.merging.decide(self.now) {
+            self.set_merging(is_on);
+            self.cell.merging_paused.set(self.merging.is_paused().into());
+        }
+    }
+
+    /// Has the kernel merge datagrams, or not. What it has merged before it is told not to still
+    /// waits in the socket, and it does not say any more of what length those datagrams were.
+    fn set_merging(&mut self, is_on: bool) {
         // It can be refused only by a kernel that has never merged any.
-        let _ = udp::stop_merging(&self.receiver);
-        self.trains_until = self.now.after(TRAINS_WAIT_MAX);
+        let _ = udp::set_merging(&self.receiver, is_on);
+        self.trains_left_bytes = 0;
+        if !is_on {
+            let queue_bytes = udp::receive_queue_bytes(&self.receiver).unwrap_or(0);
+            self.trains_left_bytes = queue_bytes + QUEUE_EXCESS_BYTES;
+        }
     }
 
     pub(super) fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
@@ -113,8 +130,10 @@ impl Worker {
             self.cell.drops.count(DropReason::Mtu);
             return;
         }
+        self.trains_left_bytes = self.trains_left_bytes.saturating_sub(received.bytes.len());
         self.cell.receives.add(1);
         self.outer_paths.saw(received.outer);
+        self.merging.saw(received.outer, received.count(), received.datagram_bytes);
         for datagram in received.datagrams() {
             self.on_datagram(buffer, datagram, received.outer);
         }

@@ -16,6 +16,7 @@
 
 mod inward;
 pub mod mailbox;
+mod merging;
 mod orders;
 mod outer_paths;
 mod outward;
@@ -36,6 +37,7 @@ use self::mailbox::Command;
 use self::mailbox::Event;
 use self::mailbox::Mailbox;
 use self::mailbox::Sample;
+use self::merging::Merging;
 use self::outer_paths::OuterPaths;
 use self::queues::Queues;
 use self::sampler::Sampler;
@@ -197,6 +199,7 @@ pub struct Worker {
     outbox: VecDeque<Event>,
     sampler: Sampler,
     outer_paths: OuterPaths,
+    merging: Merging,
     admission: Arc<Admission>,
     cell: Arc<WorkerCell>,
     completions: Vec<Completion>,
@@ -206,8 +209,9 @@ pub struct Worker {
     /// Endpoints whose held datagrams are being delivered.
     replaying: VecDeque<EndpointRef>,
     phase: Phase,
-    /// Until then the socket may hold datagrams that were merged while that was on.
-    trains_until: Moment,
+    /// Within so many bytes there may be datagrams that were merged while that was on, and of which
+    /// the kernel does not say so.
+    trains_left_bytes: usize,
     /// Whether the last turn has seen so much that there may be more.
     was_busy: bool,
     now: Moment,
@@ -253,6 +257,7 @@ impl Worker {
             outbox: VecDeque::with_capacity(2 * endpoints_max + EVENTS_ONCE),
             sampler: Sampler::new(id, parts.samples),
             outer_paths: OuterPaths::new(now),
+            merging: Merging::new(offload.udp_gro),
             admission: parts.admission,
             cell,
             completions: Vec::with_capacity(2 * buffers + usize::from(plan.senders_max)),
@@ -260,7 +265,7 @@ impl Worker {
             looked_into: Vec::with_capacity(buffers),
             replaying: VecDeque::with_capacity(endpoints_max),
             phase: Phase::Running,
-            trains_until: Moment::ZERO,
+            trains_left_bytes: 0,
             was_busy: false,
             now,
             expired_at: now,
@@ -310,6 +315,7 @@ impl Worker {
         self.read_the_readable();
         self.replay_held();
         self.take_datagrams();
+        self.adapt_merging();
         self.execute();
         self.let_go();
         self.start_streams();

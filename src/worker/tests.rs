@@ -560,3 +560,46 @@ fn merged_datagrams_that_wait_when_merging_stops_are_taken_apart() {
         assert_eq!(hosts.cell.to_gwi.packets.get(), 10);
     }
 }
+
+/// The kernel is asked to merge while that finds something; in between nothing is lost.
+#[test]
+fn merging_pauses_where_it_finds_nothing_and_comes_back_with_neighbours() {
+    let features = Features::probe().unwrap();
+    let mut bench = Bench::with(features, Offload { udp_gro: true, ..Offload::NONE });
+    let hosts = bench.attach(1);
+    let merges = |bench: &Bench| {
+        let option = nix::sys::socket::sockopt::UdpGroSegment;
+        let is_on = nix::sys::socket::getsockopt(&bench.worker.receiver, option).unwrap();
+        assert_eq!(is_on, bench.worker.cell.merging_paused.get() == 0);
+        is_on
+    };
+    udp::set_merging(&bench.worker.receiver, true).unwrap();
+    let mut sent = 0;
+    let mut send_until = |bench: &mut Bench, is_on: bool, lengths: [usize; 2]| {
+        let limit = bench.worker.now.after(Duration::from_secs(10));
+        let mut lengths = lengths.into_iter().cycle();
+        while merges(bench) != is_on {
+            assert!(bench.worker.now < limit, "{:?}", bench.worker.merging);
+            let mut packet = PACKET.to_vec();
+            packet.resize(lengths.next().unwrap(), 0);
+            bench.arrive_with(1, &packet);
+            sent += 1;
+            bench.receive(sent);
+            while hosts.queues[0].recv(&mut [0; 64]).is_ok() {}
+        }
+        sent
+    };
+    send_until(&mut bench, false, [28, 29]);
+    let sent = send_until(&mut bench, true, [28, 28]);
+    let header =
+        gwlb::Repr { endpoint: id(1), attachment: 0, cookie: *b"abcd", family: Family::V4 };
+    let datagram = [&header.emit()[..], &PACKET].concat();
+    let gso = nix::sys::socket::sockopt::UdpGsoSegment;
+    let bytes = i32::try_from(datagram.len()).unwrap();
+    nix::sys::socket::setsockopt(&bench.node, gso, &bytes).unwrap();
+    let receives = bench.worker.cell.receives.get();
+    bench.node.send(&datagram.repeat(10)).unwrap();
+    bench.receive(sent + 10);
+    assert_eq!(bench.worker.cell.receives.get(), receives + 1);
+    bench.turn_until("all are written", |_| hosts.cell.to_gwi.packets.get() == sent + 10);
+}
