@@ -8,4 +8,6 @@ mod sim;
 mod sim_tests;
 mod support;
 #[cfg(test)]
+mod templates;
+#[cfg(test)]
 mod tidy;
