@@ -358,6 +358,14 @@ fn autoscaling_refuses_in_one_line() {
         assert!(said.starts_with("autoscaling.sh: usage: ") && said.lines().count() == 1, "{said}");
         assert_eq!(stage.notes(), [""; 0], "nothing was done");
     }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("example-scripts/autoscaling.sh");
+    let mut without_aws = Command::new("env");
+    without_aws.args(["PATH=bin", script.to_str().expect("UTF-8"), "ready", "group", "hook"]);
+    let bare = Stage::new(&LEAVING[1..]);
+    let output = bare.run(&mut without_aws);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(output.stderr, b"autoscaling.sh: aws is missing; install it\n");
+    assert_eq!(bare.notes(), [""; 0], "nothing was done");
     let mut programs = LEAVING;
     programs[0].1 = "exit 255";
     let stage = Stage::new(&programs);
