@@ -15,6 +15,7 @@ ethtool:ethtool:ethtool
 getent:libc-bin:glibc-common
 ip:iproute2:iproute
 mount:mount:util-linux
+nft:nftables:nftables
 ping:iputils-ping:iputils
 python3:python3:python3
 setpriv:util-linux:util-linux

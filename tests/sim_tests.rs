@@ -1,6 +1,9 @@
 //! The judge judged: golden bytes, tshark's reading of them, every breach, and a run with real
 //! hosts and a target that is right by construction.
 
+mod health;
+mod topology;
+
 use std::collections::HashSet;
 use std::net::UdpSocket;
 use std::panic::AssertUnwindSafe;

@@ -36,13 +36,13 @@ pub(super) fn ping(lab: &Lab, endpoint: usize) {
     }
 }
 
-fn sha256(path: &std::path::Path) -> String {
+pub(super) fn sha256(path: &std::path::Path) -> String {
     let printed = finish(Command::new("sha256sum").arg(path));
     printed.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// A file of bytes that no compression or repetition hides errors in.
-fn random_file(lab: &Lab, path: &str, bytes: u64) -> std::path::PathBuf {
+pub(super) fn random_file(lab: &Lab, path: &str, bytes: u64) -> std::path::PathBuf {
     let path = lab.scratch.file(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let random = std::fs::File::open("/dev/urandom").unwrap();

@@ -19,6 +19,7 @@
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`steering`] | which worker gets a packet |
 //! | [`super_packets`] | packets merged where they should be, and invisible outside |
+//! | [`target_group`] | health checks by the load balancer, and a second arm |
 //! | [`tools`] | tools of every day behind super-packets, and who dislikes them |
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
@@ -40,6 +41,7 @@ mod senders;
 mod start;
 mod steering;
 mod super_packets;
+mod target_group;
 mod tools;
 mod transparency;
 mod truth;

@@ -1,9 +1,11 @@
-//! The loop that carries packets between hosts and target.
+//! The loop that carries packets between hosts and target, and takes the outcomes of health
+//! checks.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::PollFd;
@@ -13,13 +15,20 @@ use nix::poll::poll;
 use nix::unistd::read;
 use nix::unistd::write;
 
+use super::gwlb::Forwarding;
 use super::gwlb::Gwlb;
 use super::gwlb::Host;
-use super::gwlb::is_routable;
+use super::layout::is_routable;
+use super::netns::Topology;
+use super::os;
+use super::prober::Probers;
 use super::wire::Wire;
 
 /// Packets taken from one descriptor per turn, so that none starves the others.
 const BATCH_PACKETS: usize = 64;
+
+/// How long to wait at most while something depends on the time.
+const TICK_MS: u8 = 100;
 
 /// A host's TUN, which leads to one endpoint.
 #[derive(Debug)]
@@ -29,25 +38,52 @@ pub(crate) struct HostLink {
     pub(crate) tun: OwnedFd,
 }
 
+/// Links of all hosts that a topology has behind its endpoints, whose ids follow `first_id`.
+pub(crate) fn host_links(
+    topology: &Topology,
+    first_id: u64,
+    inner_mtu: u16,
+) -> io::Result<Vec<HostLink>> {
+    let mut links = Vec::new();
+    for (number, endpoint) in (0..topology.endpoints()).zip(first_id..) {
+        for &host in topology.hosts() {
+            let tun = topology.host_tun(number, host, inner_mtu)?;
+            links.push(HostLink { endpoint, host, tun });
+        }
+    }
+    Ok(links)
+}
+
 /// A load balancer between its hosts and its target.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) gwlb: Gwlb,
     wire: Wire,
     links: Vec<HostLink>,
+    probers: Option<Probers>,
+    start: Duration,
     buffer: Vec<u8>,
 }
 
 impl Daemon {
     /// Puts the parts together.
-    pub(crate) fn new(gwlb: Gwlb, wire: Wire, links: Vec<HostLink>) -> Self {
-        Self { gwlb, wire, links, buffer: vec![0; 65536] }
+    pub(crate) fn new(
+        gwlb: Gwlb,
+        wire: Wire,
+        links: Vec<HostLink>,
+        probers: Option<Probers>,
+    ) -> Self {
+        Self { gwlb, wire, links, probers, start: os::monotonic(), buffer: vec![0; 65536] }
     }
 
-    /// Waits until something is to do and does a batch of it. Returns whether `wake` is readable,
-    /// which is the caller's to read.
-    pub(crate) fn turn(&mut self, wake: BorrowedFd<'_>) -> io::Result<bool> {
-        let (is_woken, wire_is_ready, links_ready) = self.wait(wake)?;
+    /// Waits until something is to do and does a batch of it; if `ticks`, for a moment at most.
+    /// Returns whether `wake` is readable, which is the caller's to read.
+    pub(crate) fn turn(&mut self, wake: BorrowedFd<'_>, ticks: bool) -> io::Result<bool> {
+        let (is_woken, wire_is_ready, links_ready) = self.wait(wake, ticks)?;
+        self.gwlb.advance(os::since(self.start));
+        while let Some((node, outcome)) = self.probers.as_ref().and_then(Probers::next) {
+            self.gwlb.probed(node, outcome);
+        }
         for (link, is_ready) in links_ready.into_iter().enumerate() {
             if is_ready {
                 self.drain_host(link)?;
@@ -59,7 +95,7 @@ impl Daemon {
         Ok(is_woken)
     }
 
-    fn wait(&self, wake: BorrowedFd<'_>) -> io::Result<(bool, bool, Vec<bool>)> {
+    fn wait(&self, wake: BorrowedFd<'_>, ticks: bool) -> io::Result<(bool, bool, Vec<bool>)> {
         let mut fds = vec![
             PollFd::new(wake, PollFlags::POLLIN),
             PollFd::new(self.wire.as_fd(), PollFlags::POLLIN),
@@ -67,14 +103,18 @@ impl Daemon {
         for link in &self.links {
             fds.push(PollFd::new(link.tun.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        if let Some(probers) = &self.probers {
+            fds.push(PollFd::new(probers.as_fd(), PollFlags::POLLIN));
+        }
+        let has_deadline = ticks || self.gwlb.waits_for_time();
+        match poll(&mut fds, if has_deadline { TICK_MS.into() } else { PollTimeout::NONE }) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
         let is_woken = ready.next().unwrap_or(false);
         let wire_is_ready = ready.next().unwrap_or(false);
-        Ok((is_woken, wire_is_ready, ready.collect()))
+        Ok((is_woken, wire_is_ready, ready.take(self.links.len()).collect()))
     }
 
     fn drain_host(&mut self, link: usize) -> io::Result<()> {
@@ -88,8 +128,16 @@ impl Daemon {
             let inner = &self.buffer[..bytes];
             if !is_routable(inner) {
                 self.gwlb.count_host_noise();
-            } else if let Some(packet) = self.gwlb.encapsulate(*endpoint, *host, inner) {
-                self.wire.send(&packet)?;
+                continue;
+            }
+            match self.gwlb.forward(*endpoint, *host, inner) {
+                Forwarding::ToTarget(packet) => self.wire.send(&packet)?,
+                Forwarding::ByOtherTarget => {
+                    if !deliver(&self.links, *endpoint, host.other(), inner) {
+                        self.gwlb.count_undelivered();
+                    }
+                }
+                Forwarding::Dropped => {}
             }
         }
         Ok(())
@@ -103,13 +151,16 @@ impl Daemon {
             let Some(delivery) = self.gwlb.check(packet, checksum_ready) else {
                 continue;
             };
-            let to =
-                |link: &&HostLink| (link.endpoint, link.host) == (delivery.endpoint, delivery.to);
-            let link = self.links.iter().find(to);
-            if link.is_none_or(|link| write(&link.tun, delivery.inner).is_err()) {
+            if !deliver(&self.links, delivery.endpoint, delivery.to, delivery.inner) {
                 self.gwlb.count_undelivered();
             }
         }
         Ok(())
     }
+}
+
+/// Hands a packet to a host; returns whether it took it.
+fn deliver(links: &[HostLink], endpoint: u64, to: Host, inner: &[u8]) -> bool {
+    let is_it = |link: &&HostLink| (link.endpoint, link.host) == (endpoint, to);
+    links.iter().find(is_it).is_some_and(|link| write(&link.tun, inner).is_ok())
 }

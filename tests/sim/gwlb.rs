@@ -1,6 +1,7 @@
 //! The load balancer itself: flows, encapsulation, and the check of what the target returns.
 //!
-//! No I/O and no clock. A flow is an endpoint and an inner 5-tuple, the same for both directions.
+//! No I/O and no clock: time is told to it. A flow is an endpoint and an inner 5-tuple, the same
+//! for both directions; it is over when its hosts were silent for as long as AWS says.
 //! Node, source port and cookie of a flow follow from a hash with the configured seed, so that a
 //! run can be repeated.
 //!
@@ -14,24 +15,35 @@ use std::collections::HashSet;
 use std::hash::DefaultHasher;
 use std::hash::Hash;
 use std::hash::Hasher;
-use std::net::IpAddr;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use super::flows::Flow;
+use super::flows::FlowKey;
+use super::flows::Lane;
+use super::health::Group;
+use super::health::GroupConfig;
+use super::health::Outcome;
+use super::health::Way;
 use super::layout;
-use super::layout::End;
 use super::layout::Geneve;
 use super::layout::Outer;
 use super::layout::OuterFault;
 use super::layout::Returned;
-use super::layout::Tuple;
 use super::report::Breach;
+use super::report::NodeReport;
 use super::report::Report;
+
+pub(crate) use super::flows::Wrapping;
 
 /// Flows that one simulator keeps at most, so that a runaway test ends with a clear panic.
 const FLOWS_MAX: usize = 4 << 20;
 
-/// Variants kept per direction of a flow.
-const VARIANTS_MAX: usize = 64;
+/// After how long without a packet a flow that is not TCP is over; AWS lets nobody change it.
+const OTHER_IDLE: Duration = Duration::from_mins(2);
+
+/// IANA's number of TCP.
+const TCP: u8 = 6;
 
 /// Whether both directions of a flow share a cookie. Public captures of a real load balancer
 /// show a shared one; AWS promises nothing.
@@ -64,6 +76,11 @@ pub(crate) struct Config {
     pub(crate) in_flight_packets: u64,
     /// Seed of ports, nodes and cookies.
     pub(crate) seed: u64,
+    /// After how long without a packet of a host a TCP flow is over. Its next packet begins a
+    /// flow with another cookie.
+    pub(crate) tcp_idle: Duration,
+    /// The target group.
+    pub(crate) group: GroupConfig,
 }
 
 impl Default for Config {
@@ -79,6 +96,8 @@ impl Default for Config {
             roam_packets: 0,
             in_flight_packets: 4096,
             seed: 1,
+            tcp_idle: Duration::from_secs(350),
+            group: GroupConfig::default(),
         }
     }
 }
@@ -100,68 +119,6 @@ impl Host {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct FlowKey {
-    endpoint: u64,
-    protocol: u8,
-    low: End,
-    high: End,
-}
-
-/// What a flow's packets of one direction are wrapped in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wrapping {
-    /// Addresses and source port.
-    pub(crate) outer: Outer,
-    /// The whole GENEVE header.
-    pub(crate) header: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Variant {
-    wrapping: Wrapping,
-    last_used: u64,
-}
-
-/// One direction of a flow.
-#[derive(Debug, Default)]
-struct Lane {
-    packets: u64,
-    /// Newest last.
-    variants: Vec<Variant>,
-}
-
-impl Lane {
-    fn used(&mut self, wrapping: Wrapping) {
-        self.packets += 1;
-        self.variants.retain(|variant| variant.wrapping != wrapping);
-        if self.variants.len() == VARIANTS_MAX {
-            self.variants.remove(0);
-        }
-        self.variants.push(Variant { wrapping, last_used: self.packets });
-    }
-
-    fn accepts(&self, back: &Returned<'_>, header: &[u8], in_flight: u64) -> bool {
-        self.variants.iter().any(|variant| {
-            let Wrapping { outer, header: sent } = &variant.wrapping;
-            self.packets - variant.last_used <= in_flight
-                && (back.src, back.dst) == (outer.target, outer.node)
-                && back.src_port == outer.port
-                && header == sent
-        })
-    }
-}
-
-#[derive(Debug)]
-struct Flow {
-    /// The host whose packets have the lower end as source.
-    low_host: Host,
-    /// Bumped to give the flow another cookie.
-    incarnation: u64,
-    /// Packets whose source is the lower end, and the others.
-    lanes: [Lane; 2],
-}
-
 /// A returned packet that kept every rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery<'a> {
@@ -173,12 +130,27 @@ pub(crate) struct Delivery<'a> {
     pub(crate) inner: &'a [u8],
 }
 
+/// What becomes of a host's packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarding {
+    /// This outer packet goes to the target.
+    ToTarget(Vec<u8>),
+    /// The other target sends it back, so its host gets it.
+    ByOtherTarget,
+    /// It is no IP packet, or there is no target for it.
+    Dropped,
+}
+
 /// A load balancer with its flow table and its counters.
 #[derive(Debug)]
 pub(crate) struct Gwlb {
     config: Config,
     endpoints: HashSet<u64>,
     flows: HashMap<FlowKey, Flow>,
+    group: Group,
+    /// Time since the start; only [`Self::advance`] moves it.
+    now: Duration,
+    changes: Vec<String>,
     report: Report,
 }
 
@@ -191,13 +163,68 @@ impl Gwlb {
         assert!(!config.nodes.is_empty(), "a load balancer has nodes");
         let last = config.port_count.checked_sub(1).expect("at least one port");
         assert!(config.port_first.checked_add(last).is_some(), "ports end at 65535");
-        Self { config, endpoints: HashSet::new(), flows: HashMap::new(), report: Report::default() }
+        Self {
+            group: Group::new(config.group, config.nodes.len()),
+            config,
+            endpoints: HashSet::new(),
+            flows: HashMap::new(),
+            now: Duration::ZERO,
+            changes: Vec::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// Sets the time since the start. Without it no flow gets old.
+    pub(crate) fn advance(&mut self, now: Duration) {
+        self.now = now;
+        if self.group.advance(now) {
+            self.tell_registration();
+        }
+    }
+
+    /// Whether [`Self::advance`] is needed although nothing happens.
+    pub(crate) fn waits_for_time(&self) -> bool {
+        self.group.is_draining()
+    }
+
+    /// Takes the outcome of a health check that node number `node` made.
+    pub(crate) fn probed(&mut self, node: usize, outcome: Outcome) {
+        if let Some(state) = self.group.probed(node, outcome) {
+            let address = self.config.nodes[node];
+            let reason = state.reason();
+            self.changes.push(format!("health: node {address}: {} {reason}", state.name()));
+        }
+    }
+
+    /// Deregisters the target, or registers it anew.
+    pub(crate) fn toggle_registration(&mut self) {
+        self.group.toggle_registration(self.now);
+        self.tell_registration();
+    }
+
+    fn tell_registration(&mut self) {
+        let (state, reason) = self.group.described(0);
+        self.changes.push(format!("target: {state} {reason}"));
+    }
+
+    /// What changed since the last call, a line each.
+    pub(crate) fn take_changes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.changes)
     }
 
     /// What was counted so far.
     pub(crate) fn report(&self) -> Report {
         let mut report = self.report.clone();
         report.flows = u64::try_from(self.flows.len()).expect("bounded");
+        for (number, &node) in self.config.nodes.iter().enumerate() {
+            let (state, reason) = self.group.described(number);
+            let health = self.group.node(number);
+            let (passed, failed) = (health.passed, health.failed);
+            report.nodes.push(NodeReport { node, state, reason, passed, failed });
+        }
+        if report.nodes.iter().all(|node| node.passed + node.failed == 0) {
+            report.nodes.clear();
+        }
         report
     }
 
@@ -211,22 +238,43 @@ impl Gwlb {
         self.report.undelivered += 1;
     }
 
-    /// Wraps a packet that `from` sends through `endpoint`: a complete outer IPv4 packet.
-    /// Nothing if the bytes are no IP packet.
+    /// Decides on a packet that `from` sends through `endpoint`.
     ///
     /// # Panics
     /// If the flow table outgrows its bound.
+    pub(crate) fn forward(&mut self, endpoint: u64, from: Host, inner: &[u8]) -> Forwarding {
+        let Some(tuple) = layout::inner_tuple(inner) else {
+            return Forwarding::Dropped;
+        };
+        let (key, lane) = FlowKey::of(endpoint, tuple);
+        match self.flow(key, lane, from).way {
+            Way::Target => {
+                let wrapping = self.wrapping(key, lane, inner);
+                Forwarding::ToTarget(self.send(key, lane, wrapping, inner))
+            }
+            Way::Other => {
+                self.report.by_other_target += 1;
+                Forwarding::ByOtherTarget
+            }
+            Way::Nowhere => {
+                self.report.without_target += 1;
+                Forwarding::Dropped
+            }
+        }
+    }
+
+    /// Wraps a packet that `from` sends through `endpoint`: a complete outer IPv4 packet.
+    /// Nothing if the bytes are no IP packet, or the target does not get it.
     pub(crate) fn encapsulate(
         &mut self,
         endpoint: u64,
         from: Host,
         inner: &[u8],
     ) -> Option<Vec<u8>> {
-        let (key, lane) = flow_key(endpoint, layout::inner_tuple(inner)?);
-        let incarnation = self.flow(key, lane, from).incarnation;
-        let packets: u64 = self.flows[&key].lanes.iter().map(|lane| lane.packets).sum();
-        let wrapping = self.wrapping(key, lane, incarnation, packets, inner);
-        Some(self.send(key, lane, wrapping, inner))
+        match self.forward(endpoint, from, inner) {
+            Forwarding::ToTarget(packet) => Some(packet),
+            Forwarding::ByOtherTarget | Forwarding::Dropped => None,
+        }
     }
 
     /// As [`Self::encapsulate`] with a wrapping of the caller's choice, which from now on is the
@@ -238,7 +286,7 @@ impl Gwlb {
         wrapping: Wrapping,
         inner: &[u8],
     ) -> Option<Vec<u8>> {
-        let (key, lane) = flow_key(endpoint, layout::inner_tuple(inner)?);
+        let (key, lane) = FlowKey::of(endpoint, layout::inner_tuple(inner)?);
         self.flow(key, lane, from);
         Some(self.send(key, lane, wrapping, inner))
     }
@@ -246,56 +294,64 @@ impl Gwlb {
     /// Ends the flow that `inner` belongs to and begins it anew with another cookie, as a reused
     /// 5-tuple does. What was sent under the old cookie is no longer accepted back.
     pub(crate) fn renew(&mut self, endpoint: u64, inner: &[u8]) {
-        let Some(tuple) = layout::inner_tuple(inner) else {
-            return;
-        };
-        let (key, _) = flow_key(endpoint, tuple);
-        if let Some(flow) = self.flows.get_mut(&key) {
-            flow.incarnation += 1;
-            flow.lanes = [Lane::default(), Lane::default()];
+        let key = layout::inner_tuple(inner).map(|tuple| FlowKey::of(endpoint, tuple).0);
+        if let Some(flow) = key.and_then(|key| self.flows.get_mut(&key)) {
+            flow.renew();
         }
     }
 
     /// Gives the flow that `inner` belongs to another cookie from now on. What was sent under the
     /// old one is still accepted back for a while.
     pub(crate) fn change_cookie(&mut self, endpoint: u64, inner: &[u8]) {
-        let key = layout::inner_tuple(inner).map(|tuple| flow_key(endpoint, tuple).0);
+        let key = layout::inner_tuple(inner).map(|tuple| FlowKey::of(endpoint, tuple).0);
         if let Some(flow) = key.and_then(|key| self.flows.get_mut(&key)) {
             flow.incarnation += 1;
         }
     }
 
-    fn flow(&mut self, key: FlowKey, lane: usize, from: Host) -> &mut Flow {
+    /// The flow of a packet that a host sends now, and who is to get it.
+    fn flow(&mut self, key: FlowKey, lane: usize, from: Host) -> &Flow {
         assert!(self.flows.len() < FLOWS_MAX, "too many flows");
         self.endpoints.insert(key.endpoint);
-        self.flows.entry(key).or_insert_with(|| Flow {
+        let idle = if key.protocol == TCP { self.config.tcp_idle } else { OTHER_IDLE };
+        let node = self.node(key, self.flows.get(&key).map_or(0, Flow::packets));
+        let flow = self.flows.entry(key).or_insert_with(|| Flow {
             low_host: if lane == 0 { from } else { from.other() },
             incarnation: 0,
             lanes: [Lane::default(), Lane::default()],
-        })
+            way: self.group.way_of_new(node),
+            seen: self.now,
+        });
+        if self.now.saturating_sub(flow.seen) > idle {
+            flow.renew();
+            flow.way = self.group.way_of_new(node);
+        } else {
+            flow.way = self.group.way_of_existing(flow.way, node);
+        }
+        flow.seen = self.now;
+        flow
     }
 
-    fn wrapping(
-        &self,
-        key: FlowKey,
-        lane: usize,
-        incarnation: u64,
-        packets: u64,
-        inner: &[u8],
-    ) -> Wrapping {
+    /// Number of the node that a flow's next packet passes, after so many packets.
+    fn node(&self, key: FlowKey, packets: u64) -> usize {
+        let moved = packets.checked_div(self.config.roam_packets).unwrap_or(0);
+        let hash = hash_of(&(self.config.seed, key));
+        remainder((hash >> 32) + moved, self.config.nodes.len())
+    }
+
+    fn wrapping(&self, key: FlowKey, lane: usize, inner: &[u8]) -> Wrapping {
         let config = &self.config;
+        let flow = &self.flows[&key];
         let hash = hash_of(&(config.seed, key));
-        let moved = packets.checked_div(config.roam_packets).unwrap_or(0);
-        let node = config.nodes[remainder((hash >> 32) + moved, config.nodes.len())];
         let port = u64::from(config.port_first) + hash % u64::from(config.port_count);
         let cookie_lane = match config.cookies {
             CookieRule::PerFlow => 0,
             CookieRule::PerDirection => lane,
         };
-        let cookie = hash_of(&(config.seed, key, incarnation, cookie_lane)) >> 32;
+        let cookie = hash_of(&(config.seed, key, flow.incarnation, cookie_lane)) >> 32;
         Wrapping {
             outer: Outer {
-                node,
+                node: config.nodes[self.node(key, flow.packets())],
                 target: config.target,
                 port: u16::try_from(port).expect("ports fit 16 bits"),
             },
@@ -369,7 +425,7 @@ impl Gwlb {
         let Some(tuple) = layout::inner_tuple(geneve.inner) else {
             return Err((Breach::MissingFlowEntry, "inner bytes are no IP packet".into()));
         };
-        let (key, lane) = flow_key(geneve.endpoint, tuple);
+        let (key, lane) = FlowKey::of(geneve.endpoint, tuple);
         let Some(flow) = self.flows.get(&key) else {
             return Err((Breach::MissingFlowEntry, format!("{tuple:?}")));
         };
@@ -399,10 +455,9 @@ impl Gwlb {
             return Ok(true);
         }
         if other.accepts(back, geneve.header, in_flight) {
-            return Ok(own.variants.is_empty());
+            return Ok(own.is_unused());
         }
-        let lanes = own.variants.iter().rev().chain(other.variants.iter().rev());
-        let Some(newest) = lanes.map(|variant| &variant.wrapping).next() else {
+        let Some(newest) = own.newest().or_else(|| other.newest()) else {
             return Err((Breach::MissingFlowEntry, "the flow was renewed".into()));
         };
         Err(difference(newest, back, geneve))
@@ -427,26 +482,6 @@ fn difference(sent: &Wrapping, back: &Returned<'_>, geneve: &Geneve<'_>) -> (Bre
     }
     let why = format!("{:02x?}, sent {:02x?}", geneve.header, sent.header);
     (Breach::HeaderNotEqual, why)
-}
-
-/// Whether an endpoint's route tables would send this packet through it: hosts also emit
-/// neighbour discovery and group membership, which stay on their link.
-pub(crate) fn is_routable(packet: &[u8]) -> bool {
-    let Some(tuple) = layout::inner_tuple(packet) else {
-        return false;
-    };
-    match (tuple.src.0, tuple.dst.0) {
-        (IpAddr::V6(src), IpAddr::V6(dst)) => !src.is_unicast_link_local() && !dst.is_multicast(),
-        (_, dst) => !dst.is_multicast(),
-    }
-}
-
-/// The flow of a tuple, and 0 if its source is the lower end, else 1.
-fn flow_key(endpoint: u64, tuple: Tuple) -> (FlowKey, usize) {
-    let lane = usize::from(tuple.src > tuple.dst);
-    let (low, high) = if lane == 0 { (tuple.src, tuple.dst) } else { (tuple.dst, tuple.src) };
-    let key = FlowKey { endpoint, protocol: tuple.protocol, low, high };
-    (key, lane)
 }
 
 /// A hash that is the same in every run.

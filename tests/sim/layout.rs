@@ -238,6 +238,18 @@ fn ports(protocol: u8, is_fragment: bool, segment: &[u8]) -> (u16, u16) {
     if has_ports { (u16_at(segment, 0), u16_at(segment, 2)) } else { (0, 0) }
 }
 
+/// Whether an endpoint's route tables would send this packet through it: hosts also emit
+/// neighbour discovery and group membership, which stay on their link.
+pub(crate) fn is_routable(packet: &[u8]) -> bool {
+    let Some(tuple) = inner_tuple(packet) else {
+        return false;
+    };
+    match (tuple.src.0, tuple.dst.0) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => !src.is_unicast_link_local() && !dst.is_multicast(),
+        (_, dst) => !dst.is_multicast(),
+    }
+}
+
 /// Adds up big-endian 16-bit words, the last one padded with zero (RFC 1071). Two words at a
 /// time: the high halves of the sum fold into the same result.
 pub(crate) fn sum(bytes: &[u8], start: u64) -> u64 {

@@ -1,94 +1,42 @@
 //! `gwlb-sim`: a simulated Gateway Load Balancer with its hosts, in namespaces that it makes.
 //!
 //! `cargo run --example gwlb-sim -- demo` makes `demo-gwlb`, `demo-target`, `demo-client0` and
-//! `demo-server0`, prints `ready`, and carries packets until SIGINT or SIGTERM; then it prints its
-//! counters as one line of JSON and removes the namespaces. SIGUSR1 prints the counters at once.
-//! Start the target with `ip netns exec demo-target …`.
-//!
-//! Exit status: 0, or 1 with one line on stderr.
+//! `demo-server0`, prints `ready` and what to type, and carries packets until SIGINT or SIGTERM;
+//! then it prints its counters as one line of JSON and removes the namespaces. With a command
+//! after `--` it is a rehearsal: see [`rehearsal`]. `--help` says the rest.
 
 use std::io;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitCode;
+use std::process::ExitStatus;
 
 use clap::Parser;
-use clap::ValueEnum;
 use nix::sys::signal::SigSet;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SfdFlags;
 use nix::sys::signalfd::SignalFd;
 
+mod guide;
+mod options;
+mod rehearsal;
 #[expect(dead_code, reason = "the tests use the rest")]
 #[path = "mod.rs"]
 mod sim;
 
+use options::Args;
+use rehearsal::Rehearsal;
 use sim::daemon::Daemon;
-use sim::daemon::HostLink;
-use sim::gwlb::Config;
-use sim::gwlb::CookieRule;
+use sim::daemon::host_links;
 use sim::gwlb::Gwlb;
-use sim::gwlb::Host;
-use sim::netns::Plan;
 use sim::netns::Topology;
-
-/// A simulated Gateway Load Balancer.
-#[derive(Debug, Parser)]
-#[command(name = "gwlb-sim")]
-struct Args {
-    /// How the namespaces' names begin
-    prefix: String,
-    /// Number of endpoints, each with a client and a server
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    endpoints: u16,
-    /// Id of the first endpoint, in hexadecimal; the next ones follow it
-    #[arg(long, value_name = "ID", default_value = "2b8ee1d4db0c51c4")]
-    endpoint_id: String,
-    /// Number of load balancer nodes
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    nodes: u8,
-    /// Number of outer UDP source ports, spread over the flows
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    outer_ports: u16,
-    /// First outer UDP source port
-    #[arg(long, value_name = "PORT", default_value_t = 60000)]
-    outer_port_first: u16,
-    /// Whether outer UDP checksums are filled in
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    outer_checksum: Switch,
-    /// Whether both directions of a flow share a cookie
-    #[arg(long, value_enum, default_value_t = Cookies::PerFlow)]
-    cookie: Cookies,
-    /// Move a flow to another node after so many packets; 0 = never
-    #[arg(long, value_name = "PACKETS", default_value_t = 0)]
-    roam: u64,
-    /// Largest packet between load balancer and target, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 9001)]
-    outer_mtu: u16,
-    /// Whether the target's link merges what arrives, as network cards do
-    #[arg(long, value_enum, default_value_t = Switch::Off)]
-    target_gro: Switch,
-    /// Largest packet of a host, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 8500)]
-    inner_mtu: u16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Cookies {
-    PerFlow,
-    PerDirection,
-}
+use sim::os;
+use sim::prober::Probers;
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "gwlb-sim: {error}");
             ExitCode::FAILURE
@@ -96,71 +44,113 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> io::Result<()> {
-    let first_id = u64::from_str_radix(&args.endpoint_id, 16)
-        .map_err(|error| io::Error::other(format!("--endpoint-id: {error}")))?;
-    let config = config(args)?;
-    let topology = Topology::build(&Plan {
-        prefix: args.prefix.clone(),
-        nodes: config.nodes.clone(),
-        target: config.target,
-        endpoints: args.endpoints.into(),
-        outer_mtu: args.outer_mtu,
-        target_gro: args.target_gro == Switch::On,
-    })?;
-    let mut links = Vec::new();
-    for number in 0..args.endpoints {
-        for host in [Host::Client, Host::Server] {
-            links.push(HostLink {
-                endpoint: first_id.wrapping_add(number.into()),
-                host,
-                tun: topology.host_tun(number.into(), host, args.inner_mtu)?,
-            });
-        }
+fn run(args: &Args) -> io::Result<ExitCode> {
+    let config = args.config()?;
+    let check = args.check()?;
+    if args.endpoint_count() == 0 && !args.client.is_empty() {
+        return Err(io::Error::other("--endpoints 0: there is no client to run a command in"));
     }
-    let daemon = Daemon::new(Gwlb::new(config), topology.open_wire()?, links);
-    serve(daemon)
+    if !nix::unistd::geteuid().is_root() {
+        return Err(io::Error::other("needs root to make network namespaces; run it with sudo"));
+    }
+    // Before any thread begins: a signal must reach none but the loop below.
+    let signals = block_signals()?;
+    let plan = args.plan(&config);
+    let topology = Topology::build(&plan)?;
+    let links = host_links(&topology, args.endpoint_id, args.inner_mtu)?;
+    let wire = topology.open_wire()?;
+    let probers = check
+        .map(|check| Probers::start(&topology.gwlb(), &config.nodes, config.target, &check))
+        .transpose()?;
+    let mut daemon = Daemon::new(Gwlb::new(config), wire, links, probers);
+    say("ready")?;
+    let mut rehearsal = Rehearsal::start(args, &topology)?;
+    if args.target.is_none() && args.client.is_empty() {
+        say(&guide::guide(&topology, &plan))?;
+    }
+    let result = serve(&mut daemon, &mut rehearsal, &signals);
+    let end = end_target(&mut daemon, &mut rehearsal, &signals);
+    let report = daemon.gwlb.report();
+    say(&report.to_json())?;
+    let status = result?;
+    end?;
+    if report.breaches() > 0 {
+        let first = report.described().first().map_or("", String::as_str);
+        return Err(io::Error::other(format!("the target broke a rule of AWS: {first}")));
+    }
+    Ok(ExitCode::from(status.map_or(0, shell_status)))
 }
 
-fn config(args: &Args) -> io::Result<Config> {
-    let ports_end = u32::from(args.outer_port_first) + u32::from(args.outer_ports);
-    if args.nodes == 0 || args.nodes > 80 || args.outer_ports == 0 || ports_end > 65536 {
-        return Err(io::Error::other("needs 1 to 80 nodes, and ports from 1 to 65535"));
-    }
-    Ok(Config {
-        nodes: (0..args.nodes).map(|node| Ipv4Addr::new(10, 99, 0, 11 + node)).collect(),
-        port_first: args.outer_port_first,
-        port_count: args.outer_ports,
-        outer_checksum: args.outer_checksum == Switch::On,
-        cookies: match args.cookie {
-            Cookies::PerFlow => CookieRule::PerFlow,
-            Cookies::PerDirection => CookieRule::PerDirection,
-        },
-        roam_packets: args.roam,
-        ..Config::default()
-    })
-}
-
-fn serve(mut daemon: Daemon) -> io::Result<()> {
+fn block_signals() -> io::Result<SignalFd> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1] {
+    let handled =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
+    for signal in handled {
         signals.add(signal);
     }
     signals.thread_block()?;
-    let received = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
-    say("ready")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&signals, flags)?)
+}
+
+/// Carries packets until a signal or the client's end, whose status it returns.
+fn serve(
+    daemon: &mut Daemon,
+    rehearsal: &mut Rehearsal,
+    signals: &SignalFd,
+) -> io::Result<Option<ExitStatus>> {
     loop {
-        if !daemon.turn(received.as_fd())? {
-            continue;
+        let is_woken = daemon.turn(signals.as_fd(), rehearsal.waits())?;
+        tell_changes(daemon)?;
+        let mut is_over = false;
+        while is_woken && let Some(signal) = signals.read_signal()? {
+            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGUSR1)) => say(&daemon.gwlb.report().to_json())?,
+                Ok(Ok(Signal::SIGUSR2)) => daemon.gwlb.toggle_registration(),
+                Ok(Ok(Signal::SIGCHLD)) => {}
+                _ => is_over = true,
+            }
         }
-        let Some(signal) = received.read_signal()? else {
-            continue;
-        };
-        say(&daemon.gwlb.report().to_json())?;
-        if i32::try_from(signal.ssi_signo) != Ok(Signal::SIGUSR1 as i32) {
-            return Ok(());
+        if is_over && rehearsal.is_unfinished() {
+            return Err(io::Error::other("interrupted before the client's command ended"));
+        } else if is_over {
+            return Ok(None);
+        }
+        if is_woken || rehearsal.waits() {
+            let status = rehearsal.proceed()?;
+            if status.is_some() {
+                return Ok(status);
+            }
         }
     }
+}
+
+/// Lets the target end while packets still flow.
+fn end_target(
+    daemon: &mut Daemon,
+    rehearsal: &mut Rehearsal,
+    signals: &SignalFd,
+) -> io::Result<()> {
+    rehearsal.ask_to_end();
+    let asked = os::monotonic();
+    while !rehearsal.has_ended(asked)? {
+        daemon.turn(signals.as_fd(), true)?;
+        while signals.read_signal()?.is_some() {}
+    }
+    Ok(())
+}
+
+fn tell_changes(daemon: &mut Daemon) -> io::Result<()> {
+    for change in daemon.gwlb.take_changes() {
+        say(change.trim_end())?;
+    }
+    Ok(())
+}
+
+/// What a shell makes of a status: 128 and the signal's number if it was one.
+fn shell_status(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
 fn say(line: &str) -> io::Result<()> {

@@ -8,7 +8,11 @@
 //! | `<prefix>-client<N>` | `lb0` (TUN of the simulator) | [`CLIENT_V4`], [`CLIENT_V6`] |
 //! | `<prefix>-server<N>` | `lb0` (TUN of the simulator) | [`SERVER_V4`], [`SERVER_V6`] |
 //!
-//! Hosts of all endpoints have the same addresses: overlap is the normal case.
+//! That is one-arm; two-arm, which has no servers behind endpoints, is in [`super::outside`].
+//!
+//! Endpoint N is in client network N modulo [`Plan::networks`]. Those addresses are of network 0;
+//! network K has `10.1.K.0/24` and `fd00:1:0:K::/64`. With one network, hosts of all endpoints have
+//! the same addresses: overlap is the normal case.
 //!
 //! Removal has one path: a *reaper* process waits for the end of a pipe that only we hold, so it
 //! starts when the [`Topology`] is dropped and also when the whole process is killed. It kills
@@ -18,7 +22,9 @@ use std::fs::File;
 use std::io;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
@@ -28,20 +34,30 @@ use nix::sched::setns;
 
 use super::gwlb::Host;
 use super::os;
+use super::outside;
 use super::wire::Wire;
 
-/// Address of every client.
+/// Address of every client of network 0.
 pub(crate) const CLIENT_V4: &str = "10.1.0.1";
-/// Address of every client.
+/// Address of every client of network 0.
 pub(crate) const CLIENT_V6: &str = "fd00:1::1";
-/// Address of every server.
+/// Address of every server of network 0.
 pub(crate) const SERVER_V4: &str = "10.1.0.2";
-/// Address of every server.
+/// Address of every server of network 0.
 pub(crate) const SERVER_V6: &str = "fd00:1::2";
 
 const GWLB_MAC: &str = "02:00:00:00:00:01";
 const TARGET_MAC: &str = "02:00:00:00:00:02";
 const TARGET_MAC_BYTES: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Where a target sends what it has inspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arms {
+    /// Back into the tunnel; the server is behind the same endpoint as the client.
+    One,
+    /// To a server outside, by a link of its own.
+    Two,
+}
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -52,8 +68,11 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<Ipv4Addr>,
     /// Address of the target, within 10.99.0.0/16.
     pub(crate) target: Ipv4Addr,
+    pub(crate) arms: Arms,
     /// How many endpoints have hosts.
     pub(crate) endpoints: usize,
+    /// How many different networks they are in, 1 to 256.
+    pub(crate) networks: usize,
     /// Largest packet between load balancer and target, in bytes.
     pub(crate) outer_mtu: u16,
     /// Whether the target's link merges what arrives, as network cards do.
@@ -91,30 +110,60 @@ impl Namespace {
     pub(crate) fn ip(&self, lines: &[String]) -> io::Result<()> {
         ip_batch(&["-n", &self.0], lines)
     }
+
+    /// The same for lines in which no address says that they are of IPv6.
+    pub(crate) fn ip6(&self, lines: &[String]) -> io::Result<()> {
+        ip_batch(&["-6", "-n", &self.0], lines)
+    }
 }
 
 /// The namespaces of one lab. Dropping it removes them and ends every process inside.
 #[derive(Debug)]
 pub(crate) struct Topology {
     prefix: String,
+    arms: Arms,
+    endpoints: usize,
+    networks: usize,
     reaper: Child,
 }
 
 impl Topology {
     /// Builds everything but the hosts' links, which [`Self::host_tun`] adds.
     pub(crate) fn build(plan: &Plan) -> io::Result<Self> {
-        let mut names = vec![format!("{}-gwlb", plan.prefix), format!("{}-target", plan.prefix)];
+        let mut roles = vec!["gwlb".to_owned(), "target".to_owned()];
         for endpoint in 0..plan.endpoints {
-            names.push(format!("{}-client{endpoint}", plan.prefix));
-            names.push(format!("{}-server{endpoint}", plan.prefix));
+            roles.push(format!("client{endpoint}"));
+            match plan.arms {
+                Arms::One => roles.push(format!("server{endpoint}")),
+                Arms::Two => {}
+            }
         }
-        let topology = Self { prefix: plan.prefix.clone(), reaper: reaper(&names)? };
+        if plan.arms == Arms::Two {
+            roles.push("internet".to_owned());
+        }
+        let names: Vec<_> = roles.iter().map(|role| format!("{}-{role}", plan.prefix)).collect();
+        for name in &names {
+            if Path::new("/run/netns").join(name).exists() {
+                let why = format!("namespace {name} exists: take another prefix, or end its owner");
+                return Err(io::Error::other(why));
+            }
+        }
+        let topology = Self {
+            prefix: plan.prefix.clone(),
+            arms: plan.arms,
+            endpoints: plan.endpoints,
+            networks: plan.networks,
+            reaper: reaper(&names)?,
+        };
         let add = |name: &String| format!("netns add {name}");
         ip_batch(&[], &names.iter().map(add).collect::<Vec<_>>())?;
         for name in names {
             Namespace(name).ip(&["link set lo up".into()])?;
         }
         topology.connect(plan)?;
+        if plan.arms == Arms::Two {
+            outside::connect(&topology, plan)?;
+        }
         Ok(topology)
     }
 
@@ -169,6 +218,35 @@ impl Topology {
         Namespace(format!("{}-target", self.prefix))
     }
 
+    /// The namespace of the router and server outside, which two-arm has.
+    pub(crate) fn internet(&self) -> Namespace {
+        Namespace(format!("{}-internet", self.prefix))
+    }
+
+    /// How many endpoints have hosts.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints
+    }
+
+    /// Which hosts an endpoint has.
+    pub(crate) fn hosts(&self) -> &'static [Host] {
+        match self.arms {
+            Arms::One => &[Host::Client, Host::Server],
+            Arms::Two => &[Host::Client],
+        }
+    }
+
+    /// The addresses of a host of endpoint number `endpoint`.
+    pub(crate) fn addresses(&self, endpoint: usize, host: Host) -> (Ipv4Addr, Ipv6Addr) {
+        let network = u8::try_from(endpoint % self.networks).expect("at most 256 networks");
+        let last = match host {
+            Host::Client => 1,
+            Host::Server => 2,
+        };
+        let v6 = Ipv6Addr::new(0xfd00, 1, 0, network.into(), 0, 0, 0, last.into());
+        (Ipv4Addr::new(10, 1, network, last), v6)
+    }
+
     /// The namespace of a host of endpoint number `endpoint`.
     pub(crate) fn host(&self, endpoint: usize, host: Host) -> Namespace {
         let role = match host {
@@ -176,6 +254,14 @@ impl Topology {
             Host::Server => "server",
         };
         Namespace(format!("{}-{role}{endpoint}", self.prefix))
+    }
+
+    /// The namespace of the first server, which is outside if there are two arms.
+    pub(crate) fn first_server(&self) -> Namespace {
+        match self.arms {
+            Arms::One => self.host(0, Host::Server),
+            Arms::Two => self.internet(),
+        }
     }
 
     /// The load balancer's end of the link to the target.
@@ -188,15 +274,16 @@ impl Topology {
     pub(crate) fn host_tun(&self, endpoint: usize, host: Host, mtu: u16) -> io::Result<OwnedFd> {
         let namespace = self.host(endpoint, host);
         let tun = namespace.enter(|| os::tun("lb0"))?;
-        let (v4, v6) = match host {
-            Host::Client => (CLIENT_V4, CLIENT_V6),
-            Host::Server => (SERVER_V4, SERVER_V6),
-        };
-        namespace.ip(&[
+        let (v4, v6) = self.addresses(endpoint, host);
+        let mut lines = vec![
             format!("link set lb0 mtu {mtu} txqueuelen 4096 addrgenmode none up"),
             format!("addr add {v4}/24 dev lb0"),
             format!("addr add {v6}/64 dev lb0 nodad"),
-        ])?;
+        ];
+        if self.arms == Arms::Two {
+            lines.extend(["route add default dev lb0", "route add ::/0 dev lb0"].map(Into::into));
+        }
+        namespace.ip(&lines)?;
         Ok(tun)
     }
 }

@@ -1,4 +1,5 @@
 //! The system calls of the simulator that need `unsafe`: TUN devices, a packet socket, filters.
+//! And the clock, which needs none.
 
 #![expect(unsafe_code, reason = "ioctl, setsockopt and sockaddr_ll have no safe wrapper in nix")]
 
@@ -10,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
@@ -23,6 +25,7 @@ use nix::sys::socket::bind;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
+use nix::time::ClockId;
 
 use super::layout::GENEVE_PORT;
 
@@ -105,6 +108,16 @@ pub(crate) fn silent_geneve_socket() -> io::Result<UdpSocket> {
     let program = libc::sock_fprog { len: 1, filter: &raw mut drop_all };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
     Ok(socket)
+}
+
+/// The time of the monotonic clock.
+pub(crate) fn monotonic() -> Duration {
+    ClockId::CLOCK_MONOTONIC.now().expect("Linux has this clock").into()
+}
+
+/// How long a point of the monotonic clock is past.
+pub(crate) fn since(start: Duration) -> Duration {
+    monotonic().saturating_sub(start)
 }
 
 fn set_int_option(fd: &impl AsFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! What the simulator counted, and its one-line form.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 /// How many breaches are described in words; the rest is only counted.
 const DESCRIBED_MAX: usize = 20;
@@ -45,6 +46,17 @@ breaches! {
     InnerTooLarge => "Simulator_InnerTooLarge",
 }
 
+/// What a node thinks of the target, in AWS's words, and its health checks since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeReport {
+    pub(crate) node: Ipv4Addr,
+    pub(crate) state: &'static str,
+    /// Empty if healthy.
+    pub(crate) reason: &'static str,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
 /// Counters of one simulator since its start, in packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
@@ -63,6 +75,12 @@ pub(crate) struct Report {
     pub(crate) foreign: u64,
     /// Flows that exist.
     pub(crate) flows: u64,
+    /// Packets of hosts that the other target sent back.
+    pub(crate) by_other_target: u64,
+    /// Packets of hosts for which there was no target.
+    pub(crate) without_target: u64,
+    /// What each node thinks of the target; empty before the first health check.
+    pub(crate) nodes: Vec<NodeReport>,
     counts: [u64; Breach::ALL.len()],
     described: Vec<String>,
 }
@@ -95,7 +113,8 @@ impl Report {
     pub(crate) fn to_json(&self) -> String {
         let mut line = format!(
             "{{\"encapsulated\":{},\"returned\":{},\"otherDirection\":{},\"hostNoise\":{},\
-             \"undelivered\":{},\"foreign\":{},\"flows\":{},\"breaches\":{{",
+             \"undelivered\":{},\"foreign\":{},\"flows\":{},\"byOtherTarget\":{},\
+             \"withoutTarget\":{},\"breaches\":{{",
             self.encapsulated,
             self.returned,
             self.other_direction,
@@ -103,6 +122,8 @@ impl Report {
             self.undelivered,
             self.foreign,
             self.flows,
+            self.by_other_target,
+            self.without_target,
         );
         for (place, &breach) in Breach::ALL.iter().enumerate() {
             let comma = if place == 0 { "" } else { "," };
@@ -113,6 +134,16 @@ impl Report {
             let comma = if place == 0 { "" } else { "," };
             // Descriptions are ASCII without control characters, where Rust's quoting is JSON's.
             let _ = write!(line, "{comma}{text:?}");
+        }
+        line.push_str("],\"health\":[");
+        for (place, node) in self.nodes.iter().enumerate() {
+            let NodeReport { node, state, reason, passed, failed } = node;
+            let comma = if place == 0 { "" } else { "," };
+            let _ = write!(
+                line,
+                "{comma}{{\"node\":\"{node}\",\"state\":\"{state}\",\"reason\":\"{reason}\",\
+                 \"passed\":{passed},\"failed\":{failed}}}"
+            );
         }
         line.push_str("]}");
         line

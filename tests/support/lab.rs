@@ -13,14 +13,17 @@ use super::scratch::unique_name;
 use super::simulator::Simulator;
 use super::tools;
 use crate::sim::daemon::Daemon;
-use crate::sim::daemon::HostLink;
+use crate::sim::daemon::host_links;
 use crate::sim::gwlb::Config;
 use crate::sim::gwlb::Gwlb;
 use crate::sim::gwlb::Host;
+use crate::sim::netns::Arms;
 use crate::sim::netns::Namespace;
 use crate::sim::netns::Plan;
 use crate::sim::netns::SERVER_V4;
 use crate::sim::netns::Topology;
+use crate::sim::prober::Check;
+use crate::sim::prober::Probers;
 
 /// Id of endpoint number 0; the next ones follow it.
 const ENDPOINT_FIRST: u64 = 0x2b8e_e1d4_db0c_51c4;
@@ -38,7 +41,6 @@ pub(crate) struct Lab {
     pub(crate) config: Config,
     pub(crate) topology: Topology,
     pub(crate) scratch: Scratch,
-    endpoints: usize,
 }
 
 impl Lab {
@@ -47,45 +49,56 @@ impl Lab {
     /// # Panics
     /// If the machine lacks something; the message says what.
     pub(crate) fn new(endpoints: usize, config: Config) -> Self {
-        Self::build(endpoints, config, false)
+        Self::build(config, |plan| plan.endpoints = endpoints)
     }
 
     /// The same with a link at the target that merges datagrams before it hands them up. A veth
     /// that does so holds 256 packets and drops the rest, so this is for paced traffic.
     pub(crate) fn with_gro(endpoints: usize, config: Config) -> Self {
-        Self::build(endpoints, config, true)
+        Self::build(config, |plan| {
+            plan.endpoints = endpoints;
+            plan.target_gro = true;
+        })
     }
 
-    fn build(endpoints: usize, config: Config, target_gro: bool) -> Self {
+    /// A lab of one arm, without endpoints, with the changes that `vary` makes.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub(crate) fn build(config: Config, vary: impl FnOnce(&mut Plan)) -> Self {
         tools::require();
         let prefix = unique_name();
         let scratch = Scratch::new(&prefix);
-        let plan = Plan {
+        let mut plan = Plan {
             prefix,
             nodes: config.nodes.clone(),
             target: config.target,
-            endpoints,
+            arms: Arms::One,
+            endpoints: 0,
+            networks: 1,
             outer_mtu: 9001,
-            target_gro,
+            target_gro: false,
         };
-        Self { topology: Topology::build(&plan).expect("namespaces"), config, scratch, endpoints }
+        vary(&mut plan);
+        Self { topology: Topology::build(&plan).expect("namespaces"), config, scratch }
     }
 
     /// Starts the load balancer between hosts and target.
     pub(crate) fn simulator(&self) -> Simulator {
-        let mut links = Vec::new();
-        for number in 0..self.endpoints {
-            for host in [Host::Client, Host::Server] {
-                let tun = self.topology.host_tun(number, host, INNER_MTU);
-                links.push(HostLink {
-                    endpoint: endpoint_id(number),
-                    host,
-                    tun: tun.expect("a host's TUN"),
-                });
-            }
-        }
+        self.start_simulator(None)
+    }
+
+    /// The same with health checks of the target.
+    pub(crate) fn simulator_with(&self, check: &Check) -> Simulator {
+        let Config { nodes, target, .. } = &self.config;
+        let probers = Probers::start(&self.topology.gwlb(), nodes, *target, check);
+        self.start_simulator(Some(probers.expect("probers")))
+    }
+
+    fn start_simulator(&self, probers: Option<Probers>) -> Simulator {
+        let links = host_links(&self.topology, ENDPOINT_FIRST, INNER_MTU).expect("hosts' TUNs");
         let wire = self.topology.open_wire().expect("the wire");
-        Simulator::start(Daemon::new(Gwlb::new(self.config.clone()), wire, links))
+        Simulator::start(Daemon::new(Gwlb::new(self.config.clone()), wire, links, probers))
     }
 
     /// A load balancer in the test's own hands, without hosts.

@@ -9,14 +9,22 @@ use std::thread::JoinHandle;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
+use super::clock::wait_until;
 use crate::sim::daemon::Daemon;
 use crate::sim::report::Report;
+
+/// What a test may ask of the thread.
+#[derive(Debug)]
+enum Question {
+    Report(mpsc::Sender<Report>),
+    ToggleRegistration,
+}
 
 /// A running load balancer.
 #[derive(Debug)]
 pub(crate) struct Simulator {
     wake: Arc<EventFd>,
-    questions: Option<mpsc::Sender<mpsc::Sender<Report>>>,
+    questions: Option<mpsc::Sender<Question>>,
     thread: Option<JoinHandle<io::Result<Report>>>,
 }
 
@@ -35,10 +43,27 @@ impl Simulator {
     /// What was counted so far.
     pub(crate) fn report(&self) -> Report {
         let (reply, answer) = mpsc::channel();
-        let questions = self.questions.as_ref().expect("running");
-        questions.send(reply).expect("the simulator runs");
-        self.wake.write(1).expect("eventfd");
+        self.ask(Question::Report(reply));
         answer.recv().expect("the simulator answers")
+    }
+
+    /// Deregisters the target, or registers it anew.
+    pub(crate) fn toggle_registration(&self) {
+        self.ask(Question::ToggleRegistration);
+    }
+
+    /// Waits until every node says so of the target.
+    pub(crate) fn wait_until_health(&self, state: &str) {
+        wait_until(&format!("the target is {state}"), || {
+            let nodes = self.report().nodes;
+            !nodes.is_empty() && nodes.iter().all(|node| node.state == state)
+        });
+    }
+
+    fn ask(&self, question: Question) {
+        let questions = self.questions.as_ref().expect("running");
+        questions.send(question).expect("the simulator runs");
+        self.wake.write(1).expect("eventfd");
     }
 
     /// Ends the load balancer and requires that the target broke no rule.
@@ -75,17 +100,21 @@ pub(crate) fn assert_clean(report: &Report) {
 fn serve(
     mut daemon: Daemon,
     wake: &EventFd,
-    questions: &mpsc::Receiver<mpsc::Sender<Report>>,
+    questions: &mpsc::Receiver<Question>,
 ) -> io::Result<Report> {
     loop {
-        if !daemon.turn(wake.as_fd())? {
+        let is_woken = daemon.turn(wake.as_fd(), false)?;
+        // Tests look at the states themselves.
+        drop(daemon.gwlb.take_changes());
+        if !is_woken {
             continue;
         }
         let _ = wake.read();
         loop {
             match questions.try_recv() {
                 // A test that fails meanwhile hears no answer, and needs none.
-                Ok(reply) => drop(reply.send(daemon.gwlb.report())),
+                Ok(Question::Report(reply)) => drop(reply.send(daemon.gwlb.report())),
+                Ok(Question::ToggleRegistration) => daemon.gwlb.toggle_registration(),
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return Ok(daemon.gwlb.report()),
             }

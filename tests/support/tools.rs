@@ -9,6 +9,7 @@ const TOOLS: &[&str] = &[
     "dnsmasq",
     "ethtool",
     "ip",
+    "nft",
     "ping",
     "python3",
     "setpriv",
