@@ -2,6 +2,7 @@
 //! hosts and a target that is right by construction.
 
 mod health;
+mod program;
 mod topology;
 
 use std::collections::HashSet;
