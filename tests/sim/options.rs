@@ -34,7 +34,8 @@ registers it again; SIGINT and SIGTERM print the counters and end everything in 
 Lines on stdout: \"ready\", \"health: …\" and \"target: …\" when a state changes, the counters.
 
 Exit status: that of COMMAND if there is one and no rule was broken, else 0; 1 with one line on
-stderr if something does not work, the target ended by itself, or it broke a rule.";
+stderr if something does not work, the target ended by itself, or it broke a rule; 2 if the
+arguments are wrong.";
 
 /// A simulated AWS Gateway Load Balancer with its hosts, in network namespaces that it makes and
 /// removes. Needs root.

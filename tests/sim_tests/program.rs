@@ -196,6 +196,19 @@ fn signals_print_counters_deregister_and_end() {
 }
 
 #[test]
+fn an_interrupted_rehearsal_is_no_success() {
+    let prefix = unique_name();
+    let target = format!("exec {PROGRAM} -c {PASSTHROUGH} >/dev/null");
+    let client = ["--", "sh", "-c", "echo client; exec sleep 1000"];
+    let options = [&["--target", target.as_str()], &client[..]].concat();
+    let mut running = Running::start(&prefix, &options);
+    assert_eq!(running.line(), "client");
+    running.signal(Signal::SIGINT);
+    assert_eq!(running.child.wait().expect("wait").code(), Some(1));
+    assert_eq!(namespaces(&prefix), [""; 0]);
+}
+
+#[test]
 fn a_simulator_that_is_killed_leaves_nothing() {
     let prefix = unique_name();
     let running = Running::start(&prefix, &["--target", "sleep 1000 & exec sleep 1001"]);
