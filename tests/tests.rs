@@ -11,3 +11,5 @@ mod support;
 mod templates;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod tuning;
