@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -19,7 +20,11 @@ use crate::support::lab::endpoint_id;
 use crate::support::packets;
 use crate::support::packets::V4;
 use crate::support::packets::V6;
+use crate::support::process::finish;
 use crate::support::process::run;
+use crate::support::scratch::Scratch;
+use crate::support::scratch::unique_name;
+use crate::support::unit::Unit;
 
 /// Every endpoint of `count` answers, over IPv4 and IPv6.
 fn expect_traffic(injector: &mut Injector, count: usize) {
@@ -96,8 +101,71 @@ fn an_ordinary_user_with_cap_net_admin_is_enough() {
     assert_eq!(engine.links(), [""; 0]);
 }
 
+/// The unit that we ship: its command line, limits, capabilities and read-only tree. With the hooks
+/// of its command line, which are to be had where the repository is.
+#[test]
+fn the_shipped_unit_works_within_its_limits() {
+    let lab = Lab::new(0, Config::default());
+    let unit = Unit::read("gwlbtun.service");
+    let wrapper = [unit.limits(), unit.tree(), unit.privileges()].concat();
+    let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    let (_, options) = unit.value("Environment").split_once('=').expect("a variable");
+    let installed = "/usr/local/lib/gwlbtun/create-passthrough.sh";
+    let args: Vec<_> = options
+        .trim_end_matches('"')
+        .split(' ')
+        .map(|word| if word == installed { PASSTHROUGH } else { word })
+        .collect();
+    assert_eq!(args.iter().filter(|word| **word == PASSTHROUGH).count(), 2, "{args:?}");
+    let mut engine = Engine::start_under(&lab, &wrapper, &args);
+    expect_traffic(&mut lab.injector(), 3);
+    assert_eq!(engine.health("/").status, 200);
+    // Nothing was done without for want of a right or a limit.
+    let log = engine.log();
+    assert!(!log.contains("warning") && !log.contains("critical"), "{log}");
+    assert!(!log.contains("The limit on"), "{log}");
+    assert!(log.contains("queues by a program"), "{log}");
+    let read_only = format!("/proc/{}/root{}/new", engine.pid(), env!("CARGO_MANIFEST_DIR"));
+    let error = std::fs::write(read_only, "").expect_err("the tree is read-only");
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    engine.signal(unit.value("KillSignal").parse().expect("a signal"));
+    assert_eq!(engine.wait().code(), Some(0));
+    assert_eq!(engine.links(), [""; 0]);
+}
+
+/// systemd itself understands the units and drop-ins, and thinks the service well fenced.
+#[test]
+#[ignore = "needs systemd-analyze, which only .ci/run full installs"]
+fn systemd_accepts_the_units() {
+    let scratch = Scratch::new(&unique_name());
+    let shipped = |name| format!("{}/tuning/{name}", env!("CARGO_MANIFEST_DIR"));
+    let units = ["gwlbtun.service", "gwlbtun-tune.service"];
+    for name in units {
+        let text = std::fs::read_to_string(shipped(name)).expect("the unit");
+        // What it starts need not be installed here.
+        let text = text.replace("=/usr/bin/gwlbtun ", "=/bin/true ");
+        let text = text.replace("=/usr/local/lib/gwlbtun/tune.sh ", "=/bin/true ");
+        std::fs::write(scratch.file(name), text).expect("a copy");
+    }
+    let mut analyze = Command::new("systemd-analyze");
+    // In tenths: up to 30 its scale says OK, and 96 without any fence.
+    analyze.args(["security", "--no-pager", "--offline=true", "--threshold=30"]);
+    finish(analyze.arg(scratch.file("gwlbtun.service")));
+    let drop_ins = scratch.file("gwlbtun.service.d");
+    std::fs::create_dir(&drop_ins).expect("a folder");
+    for name in ["override.conf", "unfenced.conf"] {
+        std::fs::copy(shipped(name), drop_ins.join(name)).expect("a copy");
+    }
+    for name in units {
+        let output = Command::new("systemd-analyze").arg("verify").arg(scratch.file(name)).output();
+        let output = output.expect("systemd-analyze");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !said.contains(name), "{said}");
+    }
+}
+
 /// The reference's sample unit: nothing in it but `ExecStart`, `Restart=always` and `RestartSec`;
-/// the rest is what systemd gives every service.
+/// the rest is what systemd gives every service. Later rounds have our drop-in's limits too.
 #[test]
 fn the_sample_unit_starts_stops_and_starts_again() {
     let lab = Lab::new(0, Config::default());
@@ -108,6 +176,9 @@ fn the_sample_unit_starts_stops_and_starts_again() {
         command.current_dir("/");
         command.args(["-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
         command.args(["LANG=C.UTF-8", "INVOCATION_ID=1", "JOURNAL_STREAM=8:1", "setsid"]);
+        if round > 0 {
+            command.args(Unit::read("override.conf").limits());
+        }
         command.args([PROGRAM, "-c", PASSTHROUGH, "-p", "8080"]);
         let both = journal.try_clone().expect("a second handle");
         command.stdout(OwnedFd::from(journal)).stderr(OwnedFd::from(both));

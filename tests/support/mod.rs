@@ -25,3 +25,4 @@ pub(crate) mod simulator;
 pub(crate) mod streams;
 pub(crate) mod tools;
 pub(crate) mod traffic;
+pub(crate) mod unit;
