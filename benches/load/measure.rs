@@ -4,13 +4,15 @@
 //! |---|---|
 //! | packets and bytes returned | nft counter at the sink |
 //! | CPU time of the target | `/proc/<pid>/task/*/schedstat`, nanoseconds |
-//! | how the cores spent their time | `/proc/stat` |
+//! | CPU time of others on its core | the same of every other task that ran there last |
+//! | how the cores spent their time | `/proc/stat`, in ticks: a hint where a core is half idle |
 //! | receives, sends and frames | `/proc/<pid>/net/snmp` and `dev` |
 //! | memory of the target | `VmRSS` of `/proc/<pid>/status` |
 //!
 //! Where the kernel does not account interrupts apart (`CONFIG_IRQ_TIME_ACCOUNTING`), a softirq
 //! that runs inside a system call of the target counts as the target's time.
 
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,6 +31,7 @@ pub(crate) struct Sample {
     returned: Returned,
     sent: u64,
     cpu: Duration,
+    others: Others,
     core: CoreTicks,
     moves: Moves,
 }
@@ -42,6 +45,7 @@ impl Sample {
             returned,
             sent: sent(),
             cpu: cpu_time(pid)?,
+            others: Others::read(pid)?,
             core: CoreTicks::read(TARGET_CORE)?,
             moves: Moves::read(pid)?,
         })
@@ -69,6 +73,8 @@ pub(crate) struct Outcome {
     pub(crate) cpu_ns_per_packet: f64,
     /// CPU time of the target per second, in percent of one core.
     pub(crate) target_percent: f64,
+    /// CPU time of others, and what the host took, on the target's core, in percent of it.
+    pub(crate) others_percent: f64,
     /// Resident memory of the target at the end.
     pub(crate) rss_kib: u64,
     /// User, system, softirq and idle share of the target's core, in percent of all its time.
@@ -86,6 +92,7 @@ impl Outcome {
             return Err("nothing came back: nothing was measured".into());
         }
         let cpu_secs = last.cpu.saturating_sub(first.cpu).as_secs_f64();
+        let (core_percent, stolen_percent) = last.core.percent_since(&first.core)?;
         Ok(Self {
             returned: last.returned.packets - first.returned.packets,
             returned_per_sec: returned / secs,
@@ -96,17 +103,18 @@ impl Outcome {
             merged: Merged::between(&first.moves, &last.moves)?,
             cpu_ns_per_packet: cpu_secs * 1e9 / returned,
             target_percent: cpu_secs / secs * 100.0,
+            others_percent: last.others.since(&first.others).as_secs_f64() / secs * 100.0
+                + stolen_percent,
             rss_kib,
-            core_percent: last.core.percent_since(&first.core)?,
+            core_percent,
         })
     }
 
     /// What a flood of this run is worth.
     pub(crate) fn verdict(&self) -> Verdict {
-        let [_user, _system, _softirq, idle] = self.core_percent;
         if self.target_percent >= FULL_PERCENT {
             Verdict::Valid
-        } else if self.target_percent + idle >= FULL_PERCENT {
+        } else if self.others_percent <= 100.0 - FULL_PERCENT {
             Verdict::Starved
         } else {
             Verdict::Void
@@ -127,6 +135,7 @@ impl Outcome {
             "cpu_ns_per_packet": self.cpu_ns_per_packet,
             "target_percent": self.target_percent,
             "rss_kib": self.rss_kib,
+            "others_percent": self.others_percent,
             "core_user_system_softirq_idle_percent": self.core_percent,
         })
     }
@@ -247,27 +256,74 @@ impl CoreTicks {
         Ok(Self(ticks))
     }
 
-    fn percent_since(&self, first: &Self) -> Result<[f64; 4], Failure> {
+    /// User, system, softirq and idle time, and what the host took.
+    fn percent_since(&self, first: &Self) -> Result<([f64; 4], f64), Failure> {
         let mut spent = [0.0; 8];
         for (place, (now, then)) in spent.iter_mut().zip(self.0.iter().zip(first.0)) {
             *place = float(now - then)?;
         }
         let all: f64 = spent.iter().sum();
-        let [user, nice, system, idle, iowait, irq, softirq, _steal] =
+        let [user, nice, system, idle, iowait, irq, softirq, steal] =
             spent.map(|ticks| ticks * 100.0 / all);
-        Ok([user + nice, system, irq + softirq, idle + iowait])
+        Ok(([user + nice, system, irq + softirq, idle + iowait], steal))
     }
+}
+
+/// CPU time of every task but the target's, and whether it ran last on the target's core.
+#[derive(Clone, Debug)]
+struct Others(HashMap<u32, (Duration, bool)>);
+
+impl Others {
+    fn read(target: u32) -> Result<Self, Failure> {
+        let mut tasks = HashMap::new();
+        for process in numbers_in("/proc")?.filter(|pid| *pid != target) {
+            // Whoever ends meanwhile is left out.
+            let Ok(ids) = numbers_in(&format!("/proc/{process}/task")) else { continue };
+            for id in ids {
+                let task = format!("/proc/{process}/task/{id}");
+                tasks.extend(task_time(&task).ok().map(|time| (id, time)));
+            }
+        }
+        Ok(Self(tasks))
+    }
+
+    /// The time of those that are on the target's core now.
+    fn since(&self, first: &Self) -> Duration {
+        let here = self.0.iter().filter(|(_, (_, is_here))| *is_here);
+        here.map(|(id, (time, _))| {
+            time.saturating_sub(first.0.get(id).map_or(Duration::ZERO, |(before, _)| *before))
+        })
+        .sum()
+    }
+}
+
+/// Entries of a directory that are numbers.
+fn numbers_in(directory: &str) -> Result<impl Iterator<Item = u32> + use<>, Failure> {
+    let entries = fs::read_dir(directory)?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// CPU time of a task, and whether it ran last on the target's core (proc(5), `stat`).
+fn task_time(task: &str) -> Result<(Duration, bool), Failure> {
+    let stat = fs::read_to_string(format!("{task}/stat"))?;
+    // The second field is a name, which may hold anything; the core is field 39.
+    let (_, fields) = stat.rsplit_once(')').ok_or("a stat without a name")?;
+    let core: usize = fields.split_whitespace().nth(36).ok_or("a short stat")?.parse()?;
+    Ok((on_cpu(task)?, core == TARGET_CORE))
+}
+
+/// CPU time of a task.
+fn on_cpu(task: &str) -> Result<Duration, Failure> {
+    let stat = fs::read_to_string(format!("{task}/schedstat"))?;
+    let on_cpu = stat.split_whitespace().next().ok_or("an empty schedstat")?;
+    Ok(Duration::from_nanos(on_cpu.parse()?))
 }
 
 /// CPU time of all threads of a process.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration, Failure> {
-    let mut nanos = 0_u64;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = fs::read_to_string(task?.path().join("schedstat"))?;
-        let on_cpu = stat.split_whitespace().next().ok_or("an empty schedstat")?;
-        nanos += on_cpu.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanos))
+    numbers_in(&format!("/proc/{pid}/task"))?
+        .map(|id| on_cpu(&format!("/proc/{pid}/task/{id}")))
+        .sum()
 }
 
 /// Resident memory of a process.
