@@ -12,10 +12,13 @@ curl:curl:curl
 dig:bind9-dnsutils:bind-utils
 dnsmasq:dnsmasq-base:dnsmasq
 ethtool:ethtool:ethtool
+flock:util-linux:util-linux-core
 getent:libc-bin:glibc-common
 ip:iproute2:iproute
+iptables:iptables:iptables-nft
 mount:mount:util-linux
 nft:nftables:nftables
+nsenter:util-linux:util-linux
 ping:iputils-ping:iputils
 python3:python3:python3
 setpriv:util-linux:util-linux

@@ -14,6 +14,8 @@
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
 //! | [`names`] | links, ids, threads |
+//! | [`scripts`] | the example hooks with real clients |
+//! | [`scripts_faults`] | the example hooks by hand: what they undo, and what they refuse |
 //! | [`senders`] | answers where the load balancer's source port cannot be had |
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
@@ -37,6 +39,8 @@ mod logs;
 mod names;
 mod permissions;
 mod reference_bugs;
+mod scripts;
+mod scripts_faults;
 mod senders;
 mod start;
 mod steering;
