@@ -127,6 +127,12 @@ fn find(program: &str) -> std::path::PathBuf {
     places.find(|place| place.exists()).unwrap_or_else(|| panic!("no {program}"))
 }
 
+/// A state without the lines that begin so.
+fn without(state: &str, begin: &str) -> String {
+    let kept: Vec<_> = state.lines().filter(|line| !line.starts_with(begin)).collect();
+    kept.join("\n")
+}
+
 /// CREATE and DESTROY of two endpoints, one by one and at a time, each twice.
 fn there_and_back(name: &str, environment: &[(&str, &str)]) {
     let bench = Bench::new();
@@ -148,11 +154,7 @@ fn there_and_back(name: &str, environment: &[(&str, &str)]) {
     bench.succeed(name, "DESTROY", A, environment);
     // As long as B is there, what is moved from "all" to all links is not to A's, which is about
     // to go.
-    let setting = format!("ipv4/conf/{}/rp_filter", A[0]);
-    let without_setting = |state: &str| {
-        let kept = state.lines().filter(|line| !line.starts_with(&setting));
-        kept.fold(String::new(), |text, line| text + line + "\n")
-    };
+    let without_setting = |state| without(state, "ipv4/conf/gwi-A/rp_filter");
     assert_same(&without_setting(&alone[1]), &without_setting(&bench.state()));
     bench.succeed(name, "DESTROY", B, environment);
     bench.succeed(name, "DESTROY", B, environment);
@@ -179,6 +181,36 @@ fn destroy_undoes_create_exactly_with_iptables() {
 fn destroy_undoes_create_exactly_where_a_way_out_is_mapped() {
     let map = format!("{} eth1 192.0.2.9 fe80::9; vpce-{} eth1", A[2], B[2]);
     there_and_back("nat-overlapping", &[("NAT_MAP", &map)]);
+}
+
+/// The program was killed, so its links went without a DESTROY, and it starts again.
+#[test]
+fn what_a_crash_left_is_taken_up() {
+    for name in ["passthrough", "route", "nat", "local", "shape"] {
+        let bench = Bench::new();
+        // Links that come while IPv6 is forwarded keep what was the default then.
+        let state = || {
+            let state = without(&bench.state(), "ipv6/conf/gwi-A/accept_ra");
+            without(&state, "ipv6/conf/gwo-A/accept_ra")
+        };
+        let before = state();
+        let make_links_anew = || {
+            let lines = [A[0], A[1]].into_iter().flat_map(|link| {
+                let del = format!("link del {link}");
+                [del, format!("tuntap add {link} mode tun"), format!("link set {link} up")]
+            });
+            bench.target().ip(&lines.collect::<Vec<_>>()).unwrap();
+        };
+        bench.succeed(name, "CREATE", A, &[]);
+        make_links_anew();
+        bench.succeed(name, "CREATE", A, &[]);
+        bench.succeed(name, "DESTROY", A, &[]);
+        assert_same(&before, &state());
+        bench.succeed(name, "CREATE", A, &[]);
+        make_links_anew();
+        bench.succeed(name, "DESTROY", A, &[]);
+        assert_same(&before, &state());
+    }
 }
 
 /// A tool that fails once, at each of its calls in turn: CREATE then says so and leaves nothing, or

@@ -8,8 +8,8 @@ use crate::sim::netns::Namespace;
 const LISTS: &str = "
     ip rule; ip -6 rule
     ip route show table all; ip -6 route show table all
-    ip -o addr | sed 's/ valid_lft.*//'
-    ip -o link | sed 's/ state [A-Z]*//; s/,LOWER_UP//; s/NO-CARRIER,//'
+    ip -o addr | sed 's/^[0-9]*: //; s/ valid_lft.*//'
+    ip -o link | sed 's/^[0-9]*: //; s/ state [A-Z]*//; s/,LOWER_UP//; s/NO-CARRIER,//'
     tc qdisc
     for link in $(ls /sys/class/net); do tc filter show dev $link ingress; done | grep -v index
     nft list tables | grep -vE ' (raw|mangle|nat|filter)$'
