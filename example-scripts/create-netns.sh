@@ -12,8 +12,9 @@
 #   ip netns exec gwlbtun-02b8ee1d4db0c51c4 nft list ruleset
 #
 # NETNS_PREFIX (default "gwlbtun-") begins the name. gwlbtun itself stays where it is: a link
-# belongs to whoever opened it, wherever it is. Where a service manager gives gwlbtun its own view
-# of the file system, namespaces are seen in that view only: nsenter -m -t <process id> first.
+# belongs to whoever opened it, wherever it is. Namespaces need CAP_SYS_ADMIN too. Where a service
+# manager gives gwlbtun its own view of the file system, they are seen in that view only: nsenter
+# -m -t <process id> first.
 #
 # Arguments, as gwlbtun gives them: CREATE|DESTROY <gwi link> <gwo link> <endpoint id>.
 # Running CREATE or DESTROY twice does no harm; a CREATE that fails leaves nothing.
