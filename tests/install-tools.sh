@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# tests/install-tools.sh [tool:debian:fedora...]
+# tests/install-tools.sh [--only] [tool:debian:fedora...]
 #
 # Installs, through apt-get or dnf, what the tests need and the machine lacks. Does nothing where
-# nothing is missing. Needs root if something is. More tools may be named in the table's form.
+# nothing is missing. Needs root if something is. More tools may be named in the table's form, or,
+# after --only, all that are wanted.
 set -euo pipefail
 
 # tool : Debian packages : Fedora and Amazon Linux packages
@@ -27,6 +28,11 @@ tc:iproute2:iproute-tc
 tshark:tshark:wireshark-cli
 xargs:findutils:findutils
 "
+
+if [ "${1-}" = --only ]; then
+    tools=
+    shift
+fi
 
 debian=() fedora=()
 while IFS=: read -r tool debian_names fedora_names; do
