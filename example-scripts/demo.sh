@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # sudo ./example-scripts/demo.sh
 #
-# Shows gwlbtun at work on this machine, in namespaces of its own: a client and a server, a simulated
-# AWS Gateway Load Balancer, and gwlbtun as its target. First with one arm, where
+# Shows gwlbtun at work on this machine, in namespaces of its own: a client and a server, a
+# simulated AWS Gateway Load Balancer, and gwlbtun as its target. First with one arm, where
 # create-passthrough.sh sends every packet straight back; then with two arms, where create-nat.sh
 # sends it out by another interface. Exits 0 only if all of it worked, and leaves nothing behind.
 #
@@ -60,7 +60,8 @@ draw_table() {
     local link now text rows
     trap - EXIT INT
     while :; do
-        text=$(printf '    %-16s %12s %10s %14s %10s' "" "frames in/s" "Mbit/s" "frames out/s" "Mbit/s")
+        text=$(printf '    %-16s %12s %10s %14s %10s' \
+            "" "frames in/s" "Mbit/s" "frames out/s" "Mbit/s")
         rows=1
         while read -r link now; do
             [[ $link =~ ^(eth|gw[io]-) ]] || continue

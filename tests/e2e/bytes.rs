@@ -8,7 +8,6 @@ use nix::sys::signal::Signal;
 use crate::sim::gwlb::Config;
 use crate::support::clock::PATIENCE;
 use crate::support::engine::Engine;
-use crate::support::engine::PASSTHROUGH;
 use crate::support::injector::Injector;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
@@ -62,8 +61,12 @@ fn every_size_returns_byte_for_byte() {
 #[test]
 fn b04_packets_that_leave_by_gwi_return_too() {
     let lab = Lab::new(0, Config { port_count: 8, ..Config::default() });
-    let by_gwi = format!(r#"back() {{ exec {PASSTHROUGH} "$1" "$2" "$2" "$4"; }}; back"#);
-    let _engine = Engine::start(&lab, &["-c", &by_gwi, "--workers", "4"]);
+    let by_gwi = r#"back() {
+        tc qdisc add dev "$2" clsact
+        tc filter add dev "$2" ingress protocol all u32 match u32 0 0 \
+            action mirred egress redirect dev "$2"
+    }; back"#;
+    let _engine = Engine::start(&lab, &["-c", by_gwi, "--workers", "4"]);
     let mut injector = lab.injector();
     for port in 0..200 {
         for path in [V4, V6] {
