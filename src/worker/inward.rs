@@ -80,7 +80,7 @@ impl Worker {
     }
 
     /// What has been received into a buffer.
-    pub(super) fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
+    fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
         let bytes = &self.driver.bytes_mut(buffer)[..filled];
         let mut received = received::parse(bytes)?;
         if self.trains_left_bytes > 0
@@ -118,7 +118,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
+    fn on_received(&mut self, buffer: BufferId, received: Option<Received>) {
         let Some(received) = received else {
             // The kernel did not say where from: not a datagram that can be answered.
             self.cell.datagrams.count(0);
@@ -139,12 +139,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_datagram(
-        &mut self,
-        buffer: BufferId,
-        datagram: Range<usize>,
-        outer: OuterPath,
-    ) {
+    fn on_datagram(&mut self, buffer: BufferId, datagram: Range<usize>, outer: OuterPath) {
         let sight = Sight::Datagram(outer);
         if self.sampler.wants_packets() {
             let bytes = &self.driver.bytes_mut(buffer)[datagram.clone()];
@@ -230,7 +225,7 @@ impl Worker {
     /// Makes no more super-packets of `transport`: the kernel took one at the start, and has
     /// refused one now. Others that are on their way may be refused too; it is told once.
     #[cold]
-    pub(super) fn stop_coalescing(&mut self, transport: Transport, errno: Errno) {
+    fn stop_coalescing(&mut self, transport: Transport, errno: Errno) {
         if self.path.stop_coalescing(transport) {
             let downgrade = match transport {
                 Transport::Tcp => Downgrade::TcpCoalescing,

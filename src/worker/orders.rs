@@ -43,7 +43,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_attach(&mut self, attachment: Attachment) {
+    fn on_attach(&mut self, attachment: Attachment) {
         let Attachment { id, endpoint, templates, cell, queues: fds } = attachment;
         let gwi = fds[Side::Gwi.index()].as_fd();
         if let Err(error) = self.driver.register_gwi(endpoint.slot, gwi) {
@@ -59,7 +59,7 @@ impl Worker {
 
     /// Begins to let go of an endpoint's queues. What still waits for room in a send socket would
     /// hold them for as long as the socket is full: it is dropped.
-    pub(super) fn on_detach(&mut self, endpoint: EndpointRef) {
+    fn on_detach(&mut self, endpoint: EndpointRef) {
         if self.queues.detach(&mut self.driver, endpoint) {
             self.abandon_sends(Some(endpoint.slot), DropReason::SendFull);
         }
@@ -77,7 +77,7 @@ impl Worker {
         });
     }
 
-    pub(super) fn begin_to_stop(&mut self) {
+    fn begin_to_stop(&mut self) {
         if self.phase == Phase::Running {
             self.phase = Phase::Draining(self.now.after(DRAIN_MAX));
             if self.receive.stop() {

@@ -72,13 +72,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_frame(
-        &mut self,
-        slot: EndpointSlot,
-        side: Side,
-        buffer: BufferId,
-        filled: usize,
-    ) {
+    fn on_frame(&mut self, slot: EndpointSlot, side: Side, buffer: BufferId, filled: usize) {
         self.cell.tun_reads.add(1);
         self.looked_into.push(buffer);
         let start = self.driver.headroom_bytes(Group::Tun);
@@ -94,7 +88,7 @@ impl Worker {
 
     /// Shows the log a frame that the path has had.
     #[cold]
-    pub(super) fn look_at_frame(
+    fn look_at_frame(
         &mut self,
         slot: EndpointSlot,
         side: Side,
@@ -149,7 +143,7 @@ impl Worker {
     }
 
     /// Reads from one queue until it had its share or buffers ran out: there may be more in it.
-    pub(super) fn read_queue(&mut self, slot: EndpointSlot, side: Side) -> Result<(), Errno> {
+    fn read_queue(&mut self, slot: EndpointSlot, side: Side) -> Result<(), Errno> {
         for _ in 0..READS_IN_A_ROW {
             if !self.can_read() {
                 break;
