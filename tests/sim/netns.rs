@@ -296,11 +296,12 @@ impl Drop for Topology {
 }
 
 /// Starts the process that removes `names` once its standard input ends. It has a session of its
-/// own, so that what kills our process group does not reach it.
+/// own, so that what kills our process group does not reach it. The shell's own kill: not every
+/// machine has the program.
 fn reaper(names: &[String]) -> io::Result<Child> {
     let script = r#"
         read -r _
-        for name; do ip netns pids "$name" | xargs -r kill -9; done
+        for name; do for pid in $(ip netns pids "$name"); do kill -9 "$pid"; done; done
         for name; do ip netns del "$name"; done
     "#;
     Command::new("setsid")
