@@ -1,5 +1,5 @@
 //! Tools that people put behind gwlbtun, with super-packets before them: who takes them, who sees
-//! something else than packets, and who needs `--gwi-max-frame mtu`. The README has the list.
+//! something else than packets, and who needs `--gwi-max-frame mtu`. tuning/README.md has the list.
 //!
 //! Ignored but for `.ci/run full`, which installs the tools.
 
