@@ -82,6 +82,34 @@ fn user_data_runs_the_readmes_commands() {
     }
 }
 
+/// What user data names is there, and where the unit's arguments say it is.
+#[test]
+fn user_data_names_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let unit = fs::read_to_string(root.join("tuning/gwlbtun.service")).expect("the unit");
+    for line in
+        ["EnvironmentFile=-/etc/default/gwlbtun", "ExecStart=/usr/bin/gwlbtun $GWLBTUN_OPTIONS"]
+    {
+        assert!(unit.lines().any(|found| found == line), "the unit lacks {line}");
+    }
+    let hooks = [ONE_ARM, TWO_ARM, AUTOSCALING].map(user_data);
+    for script in &hooks {
+        for line in script.lines().filter(|line| line.starts_with("sudo install -D -m 644")) {
+            let file = line.split(' ').next_back().expect("the last word");
+            assert!(root.join(file).is_file(), "{file} of: {line}");
+        }
+        for word in script.split([' ', '=', '\n']) {
+            if let Some(name) = word.strip_prefix("/usr/local/lib/gwlbtun/") {
+                let mode = fs::metadata(root.join("example-scripts").join(name))
+                    .unwrap_or_else(|error| panic!("example-scripts/{name}: {error}"))
+                    .permissions()
+                    .mode();
+                assert_eq!(mode & 0o111, 0o111, "example-scripts/{name} is no program");
+            }
+        }
+    }
+}
+
 /// The one-arm template and its Auto Scaling variant differ where they must.
 #[test]
 fn what_two_templates_share_is_the_same() {
