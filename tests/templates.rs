@@ -149,6 +149,7 @@ fn attributes_are_those_that_aws_documents() {
             "tcp.idle_timeout.seconds, Value: !Ref TcpIdleSeconds".to_owned(),
         ];
         assert_eq!(pairs, expected);
+        assert!(!template.contains("Matcher:"), "a gateway's target group takes only the default");
     }
 }
 
