@@ -4,6 +4,7 @@
 //! What AWS would refuse in them is cfn-lint's business, see `lint-templates.sh`. Nothing here runs
 //! a command for real: programs are stand-ins that note how they were called.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -82,29 +83,50 @@ fn user_data_runs_the_readmes_commands() {
     }
 }
 
-/// What user data names is there, and where the unit's arguments say it is.
+/// The files that a word of a command stands for, with or without a star in its last part.
+fn matching(root: &Path, word: &str) -> Vec<PathBuf> {
+    let (folder, pattern) = word.rsplit_once('/').expect("a path");
+    let (start, end) = pattern.split_once('*').unwrap_or((pattern, ""));
+    let files = fs::read_dir(root.join(folder)).expect("a folder");
+    let files = files.map(|entry| entry.expect("an entry").path());
+    let matches = |name: &str| name.starts_with(start) && name.ends_with(end);
+    let name = |file: &PathBuf| file.file_name().and_then(OsStr::to_str).map(matches);
+    files.filter(|file| name(file) == Some(true)).collect()
+}
+
+/// What user data names is there, and where the units look for it.
 #[test]
 fn user_data_names_files_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let unit = fs::read_to_string(root.join("tuning/gwlbtun.service")).expect("the unit");
-    for line in
-        ["EnvironmentFile=-/etc/default/gwlbtun", "ExecStart=/usr/bin/gwlbtun $GWLBTUN_OPTIONS"]
-    {
-        assert!(unit.lines().any(|found| found == line), "the unit lacks {line}");
+    for (unit, program) in [
+        ("gwlbtun", "/usr/bin/gwlbtun $GWLBTUN_OPTIONS"),
+        ("gwlbtun-tune", "/usr/local/lib/gwlbtun/tune.sh apply $GWLBTUN_TUNE_OPTIONS"),
+    ] {
+        let unit = root.join(format!("tuning/{unit}.service"));
+        let unit = fs::read_to_string(unit).expect("the unit");
+        let program = format!("ExecStart={program}");
+        for line in ["EnvironmentFile=-/etc/default/gwlbtun", &program] {
+            assert!(unit.lines().any(|found| found == line), "the unit lacks {line}");
+        }
     }
     let hooks = [ONE_ARM, TWO_ARM, AUTOSCALING].map(user_data);
     for script in &hooks {
-        for line in script.lines().filter(|line| line.starts_with("sudo install -D -m 644")) {
-            let file = line.split(' ').next_back().expect("the last word");
-            assert!(root.join(file).is_file(), "{file} of: {line}");
+        assert!(script.len() < 16 * 1024, "EC2 takes 16 KiB");
+        let mut installed = Vec::new();
+        for line in script.lines().filter(|line| line.starts_with("sudo install -D")) {
+            let sources = line.split(' ').filter(|word| !word.starts_with("target/"));
+            for source in sources.filter(|word| word.contains('/') && !word.starts_with('/')) {
+                let found = matching(root, source);
+                assert!(!found.is_empty(), "{source} of: {line}");
+                installed.extend(found);
+            }
         }
         for word in script.split([' ', '=', '\n']) {
             if let Some(name) = word.strip_prefix("/usr/local/lib/gwlbtun/") {
-                let mode = fs::metadata(root.join("example-scripts").join(name))
-                    .unwrap_or_else(|error| panic!("example-scripts/{name}: {error}"))
-                    .permissions()
-                    .mode();
-                assert_eq!(mode & 0o111, 0o111, "example-scripts/{name} is no program");
+                let file = installed.iter().find(|file| file.ends_with(name));
+                let file = file.unwrap_or_else(|| panic!("nothing installs {name}"));
+                let mode = fs::metadata(file).expect("it is there").permissions().mode();
+                assert_eq!(mode & 0o111, 0o111, "{name} is no program");
             }
         }
     }
@@ -195,14 +217,17 @@ impl Stage {
 }
 
 /// Programs that user data needs, as they are on a fresh target. `cargo` is left to the test.
-const TARGET: [(&str, &str); 7] = [
+const TARGET: [(&str, &str); 8] = [
     ("cfn-signal", ""),
-    ("sudo", ""),
+    // The driver refuses a setting, which stops nothing.
+    ("sudo", "[ \"$*\" != \"systemctl enable --now gwlbtun-tune\" ]"),
     ("uname", "echo 6.18.1"),
     ("curl", ""),
     ("git", "[ \"$1\" != clone ] || mkdir -p gwlbtun/example-scripts"),
     ("systemctl", ""),
     ("autoscaling.sh", ""),
+    // As it speaks of 8 CPUs, and exits.
+    ("tune.sh", "echo 'cpus: ok: interrupts on 0,4: start gwlbtun with --cores 1-3,5-7'; exit 1"),
 ];
 
 /// Runs a template's user data with nothing written outside the stage.
@@ -210,7 +235,8 @@ fn run_user_data(stage: &Stage, template: &str) -> Output {
     let root = stage.path("").display().to_string();
     let mut script = user_data(template)
         .replace("HOME=/root", &format!("HOME={root}"))
-        .replace("/usr/local/lib/gwlbtun/autoscaling.sh ready", "autoscaling.sh ready");
+        .replace("/usr/local/lib/gwlbtun/autoscaling.sh ready", "autoscaling.sh ready")
+        .replace("/usr/local/lib/gwlbtun/tune.sh", "tune.sh");
     for folder in ["/etc/default", "/etc/systemd"] {
         script = script.replace(&format!(" {folder}"), &format!(" {root}{folder}"));
         script = script.replace(&format!(">{folder}"), &format!(">{root}{folder}"));
@@ -245,12 +271,15 @@ fn user_data_builds_installs_starts_and_tells() {
         let notes = stage.notes();
         assert!(output.status.success(), "{notes:#?}\n{}", String::from_utf8_lossy(&output.stderr));
         let mut steps = vec![
-            "sudo dnf install -y gcc",
+            "sudo dnf install -y ethtool gcc git",
             "curl -sSf --proto =https https://sh.rustup.rs",
             "git clone https://example.org/gwlbtun gwlbtun",
             "git checkout v1",
             "cargo build --release --locked",
             "sudo install -D -t /usr/bin target/release/gwlbtun",
+            "tune.sh check",
+            "sudo systemctl enable --now gwlbtun-tune",
+            "sudo journalctl -n 20 -u gwlbtun-tune",
             "sudo systemctl enable --now gwlbtun",
             "curl -fsS --retry",
         ];
@@ -264,7 +293,13 @@ fn user_data_builds_installs_starts_and_tells() {
         expect_in_order(&notes, &steps);
         let options = fs::read_to_string(stage.path("etc/default/gwlbtun")).expect("options");
         let path = format!("/usr/local/lib/gwlbtun/{hook}");
-        assert_eq!(options, format!("GWLBTUN_OPTIONS=\"-p 8080 -i 360 -c {path} -r {path}\"\n"));
+        let cores = "--cores 1-3,5-7";
+        let mut expected =
+            format!("GWLBTUN_OPTIONS=\"-p 8080 -i 360 {cores} -c {path} -r {path}\"\n");
+        if template == TWO_ARM {
+            expected.push_str("GWLBTUN_TUNE_OPTIONS=\"--two-arm\"\n");
+        }
+        assert_eq!(options, expected);
         if template == AUTOSCALING {
             let unit = stage.path("etc/systemd/system/gwlbtun-drain.service");
             let unit = fs::read_to_string(unit).expect("the unit");
