@@ -88,7 +88,8 @@ plan_cpus() {
     read -ra online <<<"$(expand "$text")"
     irq_cpus="${online[*]}" worker_cpus="${online[*]}"
     if [ -n "$irq_option" ] && [ "$irq_option" != all ]; then
-        irq_cpus=$(expand "$irq_option")
+        irq_cpus=$(expand "$irq_option" | xargs -n 1 | sort -nu | xargs)
+        [ -n "$irq_cpus" ] || fail "--irq-cpus $irq_option has no CPU: the smaller number first"
         for cpu in $irq_cpus; do
             [[ " ${online[*]} " == *" $cpu "* ]] ||
                 fail "--irq-cpus $irq_option: CPU $cpu is not among those online, $text"
@@ -157,8 +158,11 @@ find_devices() {
             print $1 }' "$PROC/net/route" 2>/dev/null)
     fi
     [ ${#devices[@]} -gt 0 ] || fail "no default route names the interface to tune; give --dev LINK"
+    mapfile -t devices < <(printf '%s\n' "${devices[@]}" | awk '!seen[$0]++')
     for device in "${devices[@]}"; do
-        [ -d "$SYSFS/class/net/$device" ] || fail "no link $device here; see: ip link"
+        if [[ $device =~ ^\.\.?$|/ ]] || [ ! -d "$SYSFS/class/net/$device" ]; then
+            fail "no link $device here; see: ip link"
+        fi
     done
 }
 
@@ -477,5 +481,13 @@ undo() {
     fi
 }
 
+need_tools() {
+    local tool
+    for tool in awk flock sed seq sort xargs; do
+        command -v "$tool" >/dev/null || fail "$tool is missing; install it"
+    done
+}
+
 parse_arguments "$@"
+need_tools
 if [ "$verb" = undo ]; then undo; else tune; fi

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::thread;
 
 use self::host::Host;
@@ -137,7 +138,7 @@ fn a_quarter_of_the_cores_takes_interrupts_and_the_rest_are_the_workers() {
     said.expect_line(
         "c-states: would change disable of cpu0/C1E cpu0/C6 ... cpu7/C6 (16 in all) from 0 to 1",
     );
-    let said = host.expect(1, &["check", "--irq-cpus", "2-3"]);
+    let said = host.expect(1, &["check", "--irq-cpus", "3,2-3"]);
     said.expect_line("cpus: ok: interrupts on 2-3: start gwlbtun with --cores 0-1,4-7");
     let said = host.expect(1, &["check", "--irq-cpus", "all"]);
     said.expect_line(
@@ -296,8 +297,9 @@ fn every_default_route_has_its_interface_tuned() {
     }
     let before = host.settings();
     host.expect(1, &["check"]).expect_line("profile: ok: c7gn, 4 CPUs, eth0");
-    let both = ["apply", "--dev", "eth0", "--dev", "eth1"];
+    let both = ["apply", "--dev", "eth0", "--dev", "eth1", "--dev", "eth0"];
     let said = host.expect(0, &both);
+    said.expect_line("profile: ok: c7gn, 4 CPUs, eth0 eth1");
     said.expect_line("mtu: changed mtu of eth1 from 1500 to 9001");
     said.expect_line("xps: changed xps_cpus of eth0 tx-0 tx-1 from 0 to 5 a");
     said.expect_line("xps: changed xps_cpus of eth1 tx-0 tx-1 from 0 to 5 a");
@@ -345,8 +347,11 @@ fn wrong_calls_get_one_line_and_change_nothing() {
         (&["apply", "--profile"], "--profile needs a value"),
         (&["apply", "--profile", "c9x"], "no profile \"c9x\"; take c5n, c6in"),
         (&["apply", "--dev", "eth7"], "no link eth7 here; see: ip link"),
+        (&["apply", "--dev", ".."], "no link .. here"),
+        (&["apply", "--dev", "../net/eth0"], "no link ../net/eth0 here"),
         (&["apply", "--irq-cpus", "a-b"], "\"a-b\" is no list of CPUs"),
         (&["apply", "--irq-cpus", "3-4"], "CPU 4 is not among those online, 0-3"),
+        (&["apply", "--irq-cpus", "3-1"], "--irq-cpus 3-1 has no CPU: the smaller number first"),
     ] {
         host.run(args).expect_refusal(words);
     }
@@ -354,6 +359,14 @@ fn wrong_calls_get_one_line_and_change_nothing() {
     for verb in ["apply", "undo"] {
         host.run_under(&nobody, &[verb]).expect_refusal("needs root; run: sudo tune.sh");
     }
+    let bare = host.path("bare");
+    fs::create_dir(&bare).expect("a folder");
+    for tool in ["dirname", "readlink"] {
+        symlink(format!("/usr/bin/{tool}"), bare.join(tool)).expect("a link");
+    }
+    let path = format!("PATH={}", bare.display());
+    host.run_under(&["env", &path, "/bin/bash"], &["apply"]).expect_refusal("awk is missing");
+    fs::remove_dir_all(bare).expect("removed");
     let conf = host.path("tuning/90-gwlbtun.conf");
     fs::rename(&conf, host.path("conf")).expect("renamed");
     host.run(&["apply"]).expect_refusal("no 90-gwlbtun.conf beside tune.sh or in ");
