@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::scripts::script;
 use crate::sim::gwlb::Config;
 use crate::support::clock::PATIENCE;
 use crate::support::clock::wait_until;
@@ -15,6 +16,8 @@ use crate::support::engine::Engine;
 use crate::support::engine::PASSTHROUGH;
 use crate::support::engine::PROGRAM;
 use crate::support::injector::Injector;
+use crate::support::kernel_state::assert_same;
+use crate::support::kernel_state::kernel_state;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::packets;
@@ -131,6 +134,51 @@ fn the_shipped_unit_works_within_its_limits() {
     engine.signal(unit.value("KillSignal").parse().expect("a signal"));
     assert_eq!(engine.wait().code(), Some(0));
     assert_eq!(engine.links(), [""; 0]);
+}
+
+/// Every example hook but `create-netns.sh`, with either firewall, keeps its notes below /run and
+/// undoes all.
+#[test]
+fn example_hooks_work_within_the_shipped_units_fences() {
+    let unit = Unit::read("gwlbtun.service");
+    let wrapper = [unit.limits(), unit.tree(), unit.privileges()].concat();
+    let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+    for (name, firewall) in [
+        ("passthrough", "nft"),
+        ("route", "nft"),
+        ("nat", "nft"),
+        ("nat", "iptables"),
+        ("nat-overlapping", "nft"),
+        ("nat-overlapping", "iptables"),
+        ("local", "nft"),
+        ("local", "iptables"),
+        ("shape", "nft"),
+    ] {
+        let lab = Lab::new(0, Config::default());
+        let target = lab.topology.target();
+        let lines = [
+            "link add eth1 type veth peer name eth2",
+            "link set eth1 addrgenmode none up",
+            "link set eth2 addrgenmode none up",
+            "addr add 192.0.2.1/24 dev eth1",
+            "addr add 2001:db8::1/64 dev eth1 nodad",
+            "route add default via 192.0.2.2",
+            "route add default via 2001:db8::2",
+        ];
+        target.ip(&lines.map(str::to_owned)).expect("a way out");
+        let before = kernel_state(&target);
+        let script = script(name);
+        let hook = format!("run() {{ FIREWALL={firewall} {script} \"$@\" && echo $1 done; }}; run");
+        let args = ["-p", "8080", "-c", &hook, "-r", &hook];
+        let mut engine = Engine::start_under(&lab, &wrapper, &args);
+        lab.injector().send(endpoint_id(0), &packets::ping(V4, 1, b"wake"));
+        wait_until("CREATE", || engine.log().contains("CREATE done"));
+        engine.signal(Signal::SIGTERM);
+        assert_eq!(engine.wait().code(), Some(0), "{name}");
+        let log = engine.log();
+        assert!(log.contains("DESTROY done") && !log.contains("ended with"), "{name}: {log}");
+        assert_same(&before, &kernel_state(&target));
+    }
 }
 
 /// systemd itself understands the units and drop-ins, and thinks the service well fenced.
