@@ -441,8 +441,8 @@ fn unfenced_is_without_any_fence() {
     let mut count = 0;
     for line in fences.take_while(|part| !part.starts_with("[Install]")).flat_map(str::lines) {
         let Some((key, _)) = line.split_once('=') else { continue };
-        // A folder of its own and the error number fence nothing; the device goes with its policy.
-        if !["StateDirectory", "SystemCallErrorNumber", "DeviceAllow"].contains(&key) {
+        // A folder of its own and the error number fence nothing.
+        if !["StateDirectory", "SystemCallErrorNumber"].contains(&key) {
             assert!(drop_in.contains(&format!("\n{key}=")), "unfenced.conf leaves {key}");
             count += 1;
         }
