@@ -217,7 +217,7 @@ impl Stage {
 }
 
 /// Programs that user data needs, as they are on a fresh target. `cargo` is left to the test.
-const TARGET: [(&str, &str); 8] = [
+const TARGET: [(&str, &str); 7] = [
     ("cfn-signal", ""),
     // The driver refuses a setting, which stops nothing.
     ("sudo", "[ \"$*\" != \"systemctl enable --now gwlbtun-tune\" ]"),
@@ -226,8 +226,12 @@ const TARGET: [(&str, &str); 8] = [
     ("git", "[ \"$1\" != clone ] || mkdir -p gwlbtun/example-scripts"),
     ("systemctl", ""),
     ("autoscaling.sh", ""),
-    // As it speaks of 8 CPUs, and exits.
-    ("tune.sh", "echo 'cpus: ok: interrupts on 0,4: start gwlbtun with --cores 1-3,5-7'; exit 1"),
+];
+
+/// What `tune.sh check` says of CPUs: whose line it is, and what gwlbtun is told.
+const CPUS: [(&str, &str); 2] = [
+    ("cpus: ok: interrupts on 0,4: start gwlbtun with --cores 1-3,5-7", " --cores 1-3,5-7"),
+    ("cpus: ok: all CPUs do both, interrupts and workers: gwlbtun needs no --cores", ""),
 ];
 
 /// Runs a template's user data with nothing written outside the stage.
@@ -261,12 +265,17 @@ fn run_user_data(stage: &Stage, template: &str) -> Output {
 
 #[test]
 fn user_data_builds_installs_starts_and_tells() {
-    for (template, hook, last) in [
-        (ONE_ARM, "create-passthrough.sh", "cfn-signal --exit-code 0 --reason "),
-        (TWO_ARM, "create-nat.sh", "cfn-signal --exit-code 0 --reason "),
-        (AUTOSCALING, "create-passthrough.sh", "cfn-signal --exit-code 0 --region eu-north-1 "),
+    for (template, hook, last, (said, cores)) in [
+        (ONE_ARM, "passthrough", "--reason ", CPUS[0]),
+        (ONE_ARM, "passthrough", "--reason ", CPUS[1]),
+        (TWO_ARM, "nat", "--reason ", CPUS[0]),
+        (TWO_ARM, "nat", "--reason ", CPUS[1]),
+        (AUTOSCALING, "passthrough", "--region eu-north-1 ", CPUS[0]),
+        (AUTOSCALING, "passthrough", "--region eu-north-1 ", CPUS[1]),
     ] {
-        let stage = Stage::new(&[&TARGET[..], &[("cargo", "")]].concat());
+        // It would change something, and that is its status.
+        let check = format!("echo 'profile: ok: c6gn'; echo '{said}'; exit 1");
+        let stage = Stage::new(&[&TARGET[..], &[("cargo", ""), ("tune.sh", &check)]].concat());
         let output = run_user_data(&stage, template);
         let notes = stage.notes();
         assert!(output.status.success(), "{notes:#?}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -289,13 +298,13 @@ fn user_data_builds_installs_starts_and_tells() {
                 "autoscaling.sh ready stack-targets ready",
             ]);
         }
-        steps.push(last);
+        let last = format!("cfn-signal --exit-code 0 {last}");
+        steps.push(&last);
         expect_in_order(&notes, &steps);
         let options = fs::read_to_string(stage.path("etc/default/gwlbtun")).expect("options");
-        let path = format!("/usr/local/lib/gwlbtun/{hook}");
-        let cores = "--cores 1-3,5-7";
+        let path = format!("/usr/local/lib/gwlbtun/create-{hook}.sh");
         let mut expected =
-            format!("GWLBTUN_OPTIONS=\"-p 8080 -i 360 {cores} -c {path} -r {path}\"\n");
+            format!("GWLBTUN_OPTIONS=\"-p 8080 -i 360{cores} -c {path} -r {path}\"\n");
         if template == TWO_ARM {
             expected.push_str("GWLBTUN_TUNE_OPTIONS=\"--two-arm\"\n");
         }
