@@ -18,8 +18,15 @@ tab=$'\t'
 verb='' dry=''
 # What reading a setting gives, why it gave nothing, and whether its line in the record is new.
 value='' reason='' fresh=''
-# Settings that have a line in the record.
-declare -A recorded=()
+# Settings that have a line in the record, and what some were before a reset of their device.
+declare -A recorded=() remembered=()
+
+need_tools() {
+    local tool
+    for tool in awk flock sed seq sort xargs; do
+        command -v "$tool" >/dev/null || fail "$tool is missing; install it"
+    done
+}
 
 # ---- Lists of CPUs --------------------------------------------------------------------------
 
@@ -236,8 +243,11 @@ record() {
     # What was there before the first change counts.
     [ -z "${recorded["$1$tab$2"]-}" ] || return 0
     fresh=1 recorded["$1$tab$2"]=1
-    printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$STATE" || fail "cannot write $STATE; set STATE"
+    printf '%s\t%s\t%s\n' "$1" "$2" "${remembered["$1$tab$2"]-$3}" >>"$STATE" || fail "cannot write $STATE; set STATE"
 }
+
+# remember KIND KEY: what is there now counts, whatever another change makes of it.
+remember() { ! get "$1" "$2" || remembered["$1$tab$2"]=$value; }
 
 # forget KIND KEY: takes the last line back, whose change was not made.
 forget() {
@@ -294,6 +304,8 @@ want() {
     fi
     now=${value:-nothing}
     if same "$key" "$value" "$wanted"; then
+        # It may be a reset of the device that made it so.
+        [ "${remembered["$kind$tab$key"]-$value}" = "$value" ] || record "$kind" "$key" "$value"
         return
     elif [ "$verb" != check ] && [ -z "$dry" ]; then
         make_it_so "$kind" "$key" "$wanted" "$label" || return 0
@@ -330,6 +342,14 @@ want_at_least() {
 }
 
 # ---- Undo -----------------------------------------------------------------------------------
+
+# The record in reverse, but the interrupts' CPUs last: what resets a device loses them again.
+lines_to_undo() {
+    tail -n +2 "$STATE" | tac | awk '
+        /\/smp_affinity_list\t/ { late[++count] = $0; next }
+        { print }
+        END { for (i = 1; i <= count; i++) print late[i] }'
+}
 
 # undo_one KIND KEY BEFORE: puts one setting back. What is gone with its link or queue needs none.
 undo_one() {

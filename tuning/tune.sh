@@ -290,6 +290,16 @@ irqs_of() {
     done | sort -n
 }
 
+# The driver makes its interrupts anew for other queues, rings or an MTU, and forgets their CPUs.
+remember_irqs() {
+    local device irq
+    for device in "${devices[@]}"; do
+        for irq in $(irqs_of "$device"); do
+            remember file "$PROC/irq/$irq/smp_affinity_list"
+        done
+    done
+}
+
 topic_irqs() {
     local device irq turn=0 cpus irqs=()
     summary="on CPUs $(compress "$irq_cpus")"
@@ -443,6 +453,7 @@ tune() {
     find_profile
     plan_cpus
     [ "$verb" = check ] || [ -n "$dry" ] || open_record
+    remember_irqs
     topic=profile
     say "ok: $profile, ${#online[@]} CPUs, ${devices[*]}"
     for name in $topics; do
@@ -455,37 +466,29 @@ tune() {
 }
 
 undo() {
-    local lines=() kept=() index kind key before
+    local line lines=() kept=() kind key before
     topic=undo
     [ -n "$dry" ] || open_record
     if [ ! -e "$STATE" ]; then
         say "ok: nothing is recorded in $STATE"
         return
-    fi
-    mapfile -t lines <"$STATE"
-    if [ "${lines[0]-}" != "$(first_line)" ]; then
+    elif [ "$(head -n 1 "$STATE")" != "$(first_line)" ]; then
         say "ok: $STATE is of an earlier boot, whose settings are gone"
         return
     fi
-    for ((index = ${#lines[@]} - 1; index > 0; index--)); do
-        IFS=$tab read -r kind key before <<<"${lines[index]}"
-        undo_one "$kind" "$key" "$before" || kept=("${lines[index]}" "${kept[@]}")
+    mapfile -t lines < <(lines_to_undo)
+    for line in "${lines[@]}"; do
+        IFS=$tab read -r kind key before <<<"$line"
+        undo_one "$kind" "$key" "$before" || kept=("$line" "${kept[@]}")
     done
     if [ -n "$dry" ]; then
         return
     elif [ ${#kept[@]} = 0 ]; then
         rm "$STATE"
     else
-        printf '%s\n' "${lines[0]}" "${kept[@]}" >"$STATE"
+        { first_line && printf '%s\n' "${kept[@]}"; } >"$STATE"
         exit 2
     fi
-}
-
-need_tools() {
-    local tool
-    for tool in awk flock sed seq sort xargs; do
-        command -v "$tool" >/dev/null || fail "$tool is missing; install it"
-    done
 }
 
 parse_arguments "$@"

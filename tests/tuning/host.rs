@@ -30,7 +30,11 @@ case $1 in
         kill -9 "$script" $PPID
     fi
     if grep -qx "$3" refuses; then echo "netlink error: Operation not supported" >&2; exit 1; fi
-    echo "$4" >"$3" ;;
+    echo "$4" >"$3"
+    # A device that is reset makes its interrupts anew.
+    case $1 in -[GL])
+        for queue in ../proc/irq/3*; do cat irq-default >"$queue/smp_affinity_list"; done ;;
+    esac ;;
 esac
 "#;
 
@@ -176,6 +180,7 @@ impl Host {
             ("gro", "on"),
             ("refuses", ""),
             ("kills", ""),
+            ("irq-default", &(cpus - 1).to_string()),
         ] {
             self.write(&format!("ethtool/{name}"), value);
         }

@@ -53,6 +53,8 @@ fn applied_twice_and_undone_every_profile_leaves_all_as_it_was() {
     for (number, profile) in PROFILES.iter().enumerate() {
         let (cpus, threads) = [(8, 2), (2, 1)][number % 2];
         let host = Host::new("m9x.large", cpus, threads);
+        // Set by hand, and lost when other queues or rings reset the device.
+        host.write("proc/irq/31/smp_affinity_list", "0-1");
         let before = host.settings();
         let args = |verb| [verb, "--profile", profile];
         host.expect(1, &args("check"));
@@ -66,7 +68,9 @@ fn applied_twice_and_undone_every_profile_leaves_all_as_it_was() {
         let said = host.expect(0, &["undo", "--dry-run"]);
         assert_eq!(host.settings(), after);
         let restored = host.expect(0, &["undo"]).out.replace("restored", "would restore");
-        assert_eq!(restored, said.out);
+        // But of interrupts, whose CPUs it finds as a reset of the device leaves them.
+        let kept = |line: &&str| !line.contains("/smp_affinity_list");
+        assert!(restored.lines().filter(kept).eq(said.out.lines().filter(kept)), "{restored}");
         assert_eq!(host.settings(), before, "{profile}");
         host.expect(0, &["undo"]).expect_line(&format!(
             "undo: ok: nothing is recorded in {}",
