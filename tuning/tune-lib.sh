@@ -235,15 +235,24 @@ open_record() {
 }
 
 record() {
+    local size
     fresh=''
     if [ ! -e "$STATE" ]; then
         recorded=()
-        first_line >"$STATE" || fail "cannot write $STATE; set STATE"
+        first_line >"$STATE" 2>/dev/null || {
+            rm -f "$STATE"
+            fail "cannot write $STATE; is the disk full?"
+        }
     fi
     # What was there before the first change counts.
     [ -z "${recorded["$1$tab$2"]-}" ] || return 0
     fresh=1 recorded["$1$tab$2"]=1
-    printf '%s\t%s\t%s\n' "$1" "$2" "${remembered["$1$tab$2"]-$3}" >>"$STATE" || fail "cannot write $STATE; set STATE"
+    size=$(stat -c %s "$STATE")
+    # Half a line would be restored as if it were one.
+    printf '%s\t%s\t%s\n' "$1" "$2" "${remembered["$1$tab$2"]-$3}" 2>/dev/null >>"$STATE" || {
+        truncate -s "$size" "$STATE"
+        fail "cannot write $STATE; is the disk full?"
+    }
 }
 
 # remember KIND KEY: what is there now counts, whatever another change makes of it.

@@ -275,6 +275,24 @@ fn killed_half_way_it_can_still_undo() {
     assert_eq!(host.settings(), before);
 }
 
+/// What cannot be recorded is not changed, and what the disk had room for is no record.
+#[test]
+fn a_full_disk_changes_nothing() {
+    let host = Host::new("c6gn.xlarge", 4, 1);
+    let state = host.path("state");
+    fs::create_dir(&state).expect("a folder");
+    let before = host.settings();
+    let full = "cd $0 && mount -t tmpfs -o size=4k none . && cd $0 &&
+        head -c 4096 /dev/zero >fill && \"$@\"; status=$?; ls $0; exit $status";
+    let state = state.to_str().expect("UTF-8");
+    let said = host.run_under(&["unshare", "--mount", "sh", "-c", full, state], &["apply"]);
+    assert_eq!(said.status, Some(2), "{said:?}");
+    let words = "tune.sh: cannot write ";
+    assert!(said.err.starts_with(words) && said.err.ends_with("; is the disk full?\n"), "{said:?}");
+    assert!(said.out.ends_with("\nfill\n"), "{said:?}");
+    assert_eq!(host.settings(), before);
+}
+
 #[test]
 fn one_works_at_a_time() {
     let host = Host::new("c6gn.xlarge", 4, 1);
