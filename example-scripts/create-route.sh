@@ -56,12 +56,14 @@ state=$state_dir/$(stat -Lc %i /proc/self/ns/net) # one for each network namespa
 mine=$state/$gwi shared=$state/shared
 
 begin() {
-    if ! mkdir -p "$state" 2>/dev/null || [ ! -w "$state" ]; then
-        fail "cannot write $state; set GWLBTUN_STATE_DIR, or RuntimeDirectory=gwlbtun-hooks"
+    if mkdir -p "$state_dir" 2>/dev/null && [ -r "$state_dir" ]; then
+        # One at a time, whatever --hook-jobs says: the last DESTROY removes $state.
+        exec 9<"$state_dir"
+        flock 9
+        mkdir -p "$state" 2>/dev/null || true
     fi
-    # One at a time, whatever --hook-jobs says.
-    exec 9<"$state_dir"
-    flock 9
+    [ -w "$state" ] ||
+        fail "cannot write $state; set GWLBTUN_STATE_DIR, or RuntimeDirectory=gwlbtun-hooks"
     number=$(sed -n 's/^number //p' "$mine" 2>/dev/null || true)
 }
 

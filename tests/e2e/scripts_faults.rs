@@ -213,6 +213,26 @@ fn what_a_crash_left_is_taken_up() {
     }
 }
 
+/// As with `--hook-jobs`: the last DESTROY removes the notes while the next CREATE begins.
+#[test]
+fn hooks_side_by_side_do_not_take_each_others_notes() {
+    let bench = Bench::new();
+    let before = bench.state();
+    for _ in 0..5 {
+        std::thread::scope(|scope| {
+            for action in ["CREATE", "DESTROY", "DESTROY", "DESTROY"] {
+                for of in [A, B] {
+                    let bench = &bench;
+                    scope.spawn(move || bench.succeed("route", action, of, &[]));
+                }
+            }
+        });
+    }
+    bench.succeed("route", "DESTROY", A, &[]);
+    bench.succeed("route", "DESTROY", B, &[]);
+    assert_same(&before, &bench.state());
+}
+
 /// A tool that fails once, at each of its calls in turn: CREATE then says so and leaves nothing, or
 /// did without that call.
 fn no_step_leaves_half(name: &str, environment: &[(&str, &str)]) {
