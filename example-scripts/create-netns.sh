@@ -77,7 +77,7 @@ create() {
     done
     try settings 0 "ipv4/conf/$gwi/rp_filter"
     try ip -n "$name" route add default dev "$gwo"
-    if within [ -d /proc/sys/net/ipv6 ]; then
+    if [ "$(within cat "/proc/sys/net/ipv6/conf/$gwo/disable_ipv6" 2>/dev/null)" = 0 ]; then
         try ip -n "$name" -6 route add default dev "$gwo"
     fi
 }
