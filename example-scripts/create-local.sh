@@ -207,7 +207,7 @@ forget_rules() {
         own=$($tables-save 2>/dev/null |
             sed -n "/^\*/p; /^COMMIT/p; s/^-A\(.* --comment $gwi \)/-D\1/p")
         case $own in
-        *-D*) echo "$own" | $tables-restore --noflush 2>/dev/null || true ;;
+        *-D*) echo "$own" | $tables-restore --noflush --wait 10 2>/dev/null || true ;;
         esac
     done
 }
@@ -266,7 +266,7 @@ rules_of_iptables() {
 rules_of_tables() {
     name="-m comment --comment $gwi" is_answer="--ctstate ESTABLISHED --ctdir REPLY"
     is_answer="-m conntrack $is_answer -m connmark --mark $mark/0xffff0000"
-    try "$1-restore" --noflush <<END
+    try "$1-restore" --noflush --wait 10 <<END
 *mangle
 -A INPUT -i $gwi $name -j CONNMARK --set-xmark $mark/0xffff0000
 -A OUTPUT $is_answer $name -j MARK --set-xmark $mark/0xffff0000

@@ -211,7 +211,7 @@ forget_rules() {
         own=$($tables-save 2>/dev/null |
             sed -n "/^\*/p; /^COMMIT/p; s/^-A\(.* --comment $gwi \)/-D\1/p")
         case $own in
-        *-D*) echo "$own" | $tables-restore --noflush 2>/dev/null || true ;;
+        *-D*) echo "$own" | $tables-restore --noflush --wait 10 2>/dev/null || true ;;
         esac
     done
 }
@@ -287,8 +287,11 @@ create() {
     new_number
     back=$((60810000 + number)) onward=$((60900000 + number))
     mark=$(printf '0x%x0000' "$number")
+    mss4='' mss6=''
     no_reverse_path_filter
     if [ -n "$out4" ]; then
+        lower_mss "$out4" 40
+        mss4=$mss
         forward_ipv4_from "$mine" "$gwi"
         forward_ipv4_from "$shared" "$out4"
         # Answers come by another link than that to which the main table would send: the filter
@@ -299,16 +302,34 @@ create() {
         route_family -4 "$out4" "$via4"
     fi
     if [ -n "$out6" ]; then
+        lower_mss "$out6" 60
+        mss6=$mss
         forward_ipv6
         route_family -6 "$out6" "$via6"
     fi
     "rules_of_$firewall"
 }
 
+# lower_mss <way out> <bytes of an IP and a TCP header>: sets mss, the largest TCP segment that both
+# links take. SYNs are lowered to it (the kernel never raises them): an ICMP error that says that a
+# packet is too large does not get back to a client through gwo.
+lower_mss() {
+    mss=65535
+    for link in "$gwo" "$1"; do
+        try ip -o link show dev "$link"
+        mtu=${said##* mtu } mtu=${mtu%% *}
+        [ $((mtu - $2)) -ge $mss ] || mss=$((mtu - $2))
+    done
+}
+
 rules_of_nft() {
     is_of_endpoint="ct mark & 0xffff0000 == $mark"
     is_answer="iifname != \"$gwi\" ct direction reply $is_of_endpoint"
     nat() { [ -z "$2" ] || echo "meta nfproto $1 oifname \"$2\" $is_of_endpoint masquerade"; }
+    clamp() {
+        [ -z "$2" ] || echo "meta nfproto $1 $is_of_endpoint tcp flags & (syn | rst) == syn \
+                tcp option maxseg size set $3"
+    }
     echo "table inet $gwi {
         chain zone {
             type filter hook prerouting priority raw
@@ -324,6 +345,11 @@ rules_of_nft() {
             ct state established ct direction reply $is_of_endpoint \
                 meta mark set meta mark & 0xffff | $mark
         }
+        chain forward {
+            type filter hook forward priority mangle
+            $(clamp ipv4 "$out4" "$mss4")
+            $(clamp ipv6 "$out6" "$mss6")
+        }
         chain postrouting {
             type nat hook postrouting priority srcnat
             $(nat ipv4 "$out4")
@@ -333,14 +359,15 @@ rules_of_nft() {
 }
 
 rules_of_iptables() {
-    [ -z "$out4" ] || rules_of_tables iptables "$out4"
-    [ -z "$out6" ] || rules_of_tables ip6tables "$out6"
+    [ -z "$out4" ] || rules_of_tables iptables "$out4" "$mss4"
+    [ -z "$out6" ] || rules_of_tables ip6tables "$out6" "$mss6"
 }
 
 rules_of_tables() {
+    is_syn="-p tcp --tcp-flags SYN,RST SYN"
     name="-m comment --comment $gwi" is_of_endpoint="-m connmark --mark $mark/0xffff0000"
     is_answer="-m conntrack --ctdir REPLY $is_of_endpoint"
-    try "$1-restore" --noflush <<END
+    try "$1-restore" --noflush --wait 10 <<END
 *raw
 -A PREROUTING -i $gwi $name -j CT --zone-orig $number
 COMMIT
@@ -348,6 +375,7 @@ COMMIT
 -A PREROUTING -i $gwi $name -j CONNMARK --set-xmark $mark/0xffff0000
 -A PREROUTING ! -i $gwi $is_answer $name -j MARK --set-xmark $mark/0xffff0000
 -A OUTPUT -m conntrack --ctstate ESTABLISHED $is_answer $name -j MARK --set-xmark $mark/0xffff0000
+-A FORWARD $is_of_endpoint $is_syn $name -j TCPMSS --set-mss $3
 COMMIT
 *nat
 -A POSTROUTING -o $2 $is_of_endpoint $name -j MASQUERADE

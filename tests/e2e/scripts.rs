@@ -175,6 +175,54 @@ fn create_nat_masquerades_with_iptables() {
     nat("iptables");
 }
 
+/// The way out takes less than the client and the server believe, and nobody tells the client.
+fn nat_to_a_smaller_link(name: &str, firewall: &str) {
+    let scene = Scene::begin(name, &[("FIREWALL", firewall)]);
+    let small = ["link set eth1 mtu 1400".to_owned()];
+    scene.target().ip(&small).unwrap();
+    let head = format!("X-Long: {}", "x".repeat(10_000));
+    for (address, seen) in [(FAR_V4, WAYS_V4[0]), (FAR_V6, WAYS_V6[0])] {
+        let mirror = Mirror::start(&scene.lab.server(0), 1);
+        assert_eq!(ask(&scene.lab.client(0), address, &["--header", &head]), seen);
+        mirror.finish();
+    }
+    download(&scene.lab, 0, DOWNLOAD_BYTES);
+    scene.target().ip(&["link set eth1 mtu 1500".to_owned()]).unwrap();
+    scene.end();
+}
+
+#[test]
+fn create_nat_makes_segments_fit_the_way_out_with_nft() {
+    nat_to_a_smaller_link("nat", "nft");
+}
+
+#[test]
+fn create_nat_makes_segments_fit_the_way_out_with_iptables() {
+    nat_to_a_smaller_link("nat", "iptables");
+}
+
+#[test]
+fn create_nat_overlapping_makes_segments_fit_the_way_out() {
+    nat_to_a_smaller_link("nat-overlapping", "nft");
+}
+
+/// The host's default route is that of `eth1`; `eth2` has a worse one.
+#[test]
+fn create_nat_leaves_by_the_interface_that_is_named() {
+    let scene = Scene::begin("nat", &[("NAT_INTERFACE", "eth2")]);
+    let other = ["203.0.113.2", "2001:db8:2::2"]
+        .map(|gateway| format!("route add default via {gateway} dev eth2 metric 4096"));
+    scene.target().ip(&other).unwrap();
+    for (address, seen) in [(FAR_V4, WAYS_V4[1]), (FAR_V6, WAYS_V6[1])] {
+        let mirror = Mirror::start(&scene.lab.server(0), 1);
+        assert_eq!(ask(&scene.lab.client(0), address, &[]), seen);
+        mirror.finish();
+        ping_once(&scene.lab.client(0), address);
+    }
+    scene.target().ip(&other.map(|route| route.replace("route add", "route del"))).unwrap();
+    scene.end();
+}
+
 /// Two clients with the same address and port ask the same server at the same time.
 fn overlapping(environment: &[(&str, &str)], seen: [usize; 2]) {
     let scene = Scene::begin("nat-overlapping", environment);

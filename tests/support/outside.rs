@@ -88,8 +88,13 @@ impl Mirror {
 
 fn answer(mut stream: TcpStream) {
     stream.set_read_timeout(Some(Duration::from_mins(1))).expect("a time-out");
-    let mut request = [0; 4096];
-    let _ = stream.read(&mut request).expect("a request");
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut part = [0; 4096];
+        let bytes = stream.read(&mut part).expect("a request");
+        assert_ne!(bytes, 0, "the client ended in its request");
+        request.extend(&part[..bytes]);
+    }
     let peer = stream.peer_addr().expect("a peer").ip().to_canonical();
     let body = format!("{peer}\n");
     let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
