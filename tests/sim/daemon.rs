@@ -18,6 +18,7 @@ use nix::unistd::write;
 use super::gwlb::Forwarding;
 use super::gwlb::Gwlb;
 use super::gwlb::Host;
+use super::layout::INNER_BYTES_MAX;
 use super::layout::is_routable;
 use super::netns::Topology;
 use super::os;
@@ -127,14 +128,21 @@ impl Daemon {
             };
             let inner = &self.buffer[..bytes];
             if !is_routable(inner) {
-                self.gwlb.count_host_noise();
+                self.gwlb.counters().host_noise += 1;
+                continue;
+            }
+            if bytes > INNER_BYTES_MAX {
+                self.gwlb.counters().too_large += 1;
                 continue;
             }
             match self.gwlb.forward(*endpoint, *host, inner) {
-                Forwarding::ToTarget(packet) => self.wire.send(&packet)?,
+                Forwarding::ToTarget(packet) => match self.wire.send(&packet) {
+                    Err(Errno::EMSGSIZE) => self.gwlb.counters().too_large += 1,
+                    sent => sent?,
+                },
                 Forwarding::ByOtherTarget => {
                     if !deliver(&self.links, *endpoint, host.other(), inner) {
-                        self.gwlb.count_undelivered();
+                        self.gwlb.counters().undelivered += 1;
                     }
                 }
                 Forwarding::Dropped => {}
@@ -152,7 +160,7 @@ impl Daemon {
                 continue;
             };
             if !deliver(&self.links, delivery.endpoint, delivery.to, delivery.inner) {
-                self.gwlb.count_undelivered();
+                self.gwlb.counters().undelivered += 1;
             }
         }
         Ok(())

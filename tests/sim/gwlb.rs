@@ -228,14 +228,9 @@ impl Gwlb {
         report
     }
 
-    /// Counts a packet of a host that no endpoint would route.
-    pub(crate) fn count_host_noise(&mut self) {
-        self.report.host_noise += 1;
-    }
-
-    /// Counts a returned packet that its host did not take.
-    pub(crate) fn count_undelivered(&mut self) {
-        self.report.undelivered += 1;
+    /// The counters, for what others see on the way to and from the hosts.
+    pub(crate) fn counters(&mut self) -> &mut Report {
+        &mut self.report
     }
 
     /// Decides on a packet that `from` sends through `endpoint`.

@@ -69,6 +69,9 @@ pub(crate) struct Report {
     pub(crate) other_direction: u64,
     /// Link-local and multicast packets of hosts, which no endpoint routes, and non-IP frames.
     pub(crate) host_noise: u64,
+    /// Packets of hosts above 8,500 bytes, or above what the link to the target takes with its
+    /// headers: gone without a word, as with AWS.
+    pub(crate) too_large: u64,
     /// Returned packets that no host took: its link is down, or it has none.
     pub(crate) undelivered: u64,
     /// Packets from the target that are not UDP.
@@ -113,12 +116,13 @@ impl Report {
     pub(crate) fn to_json(&self) -> String {
         let mut line = format!(
             "{{\"encapsulated\":{},\"returned\":{},\"otherDirection\":{},\"hostNoise\":{},\
-             \"undelivered\":{},\"foreign\":{},\"flows\":{},\"byOtherTarget\":{},\
+             \"tooLarge\":{},\"undelivered\":{},\"foreign\":{},\"flows\":{},\"byOtherTarget\":{},\
              \"withoutTarget\":{},\"breaches\":{{",
             self.encapsulated,
             self.returned,
             self.other_direction,
             self.host_noise,
+            self.too_large,
             self.undelivered,
             self.foreign,
             self.flows,

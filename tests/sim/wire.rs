@@ -46,8 +46,8 @@ impl Wire {
         })
     }
 
-    /// Sends a complete IPv4 packet.
-    pub(crate) fn send(&self, packet: &[u8]) -> io::Result<()> {
+    /// Sends a complete IPv4 packet. EMSGSIZE is that the link does not take as much.
+    pub(crate) fn send(&self, packet: &[u8]) -> nix::Result<()> {
         let fd = self.socket.as_raw_fd();
         let sent = sendto(fd, packet, &self.target, MsgFlags::empty())?;
         assert_eq!(sent, packet.len(), "packet sockets send whole packets");

@@ -79,6 +79,23 @@ fn a_rehearsal_pings_through_the_target_and_lets_it_end() {
     assert!(note.exists(), "the shell of --target lived until it had ended");
 }
 
+/// AWS's load balancer takes 8,500 bytes, and says nothing about what is above. So does a link that
+/// takes less.
+#[test]
+fn what_is_too_large_for_the_load_balancer_is_gone() {
+    let target = format!("exec {PROGRAM} -c {PASSTHROUGH}");
+    for (option, mtu, bytes) in [("--inner-mtu", "9001", 8900), ("--outer-mtu", "1500", 8400)] {
+        let ping =
+            format!("ping -c 1 -W 10 -s 1400 10.1.0.2 && ping -c 1 -W 1 -M do -s {bytes} 10.1.0.2");
+        let output = rehearse(&["--target", &target, option, mtu], &["sh", "-c", &ping]);
+        let complained = complaint(&output);
+        assert_eq!(output.status.code(), Some(1), "ping's: {complained}");
+        assert!(!complained.starts_with("gwlb-sim:"), "{complained}");
+        assert_eq!(counters(&output)["returned"], 2, "{output:?}");
+        assert_ne!(counters(&output)["tooLarge"], 0, "{output:?}");
+    }
+}
+
 #[test]
 fn the_status_is_the_clients_unless_a_rule_is_broken() {
     let passthrough = format!("exec {PROGRAM} -c {PASSTHROUGH}");
