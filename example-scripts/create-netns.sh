@@ -18,39 +18,7 @@
 #
 # Arguments, as gwlbtun gives them: CREATE|DESTROY <gwi link> <gwo link> <endpoint id>.
 # Running CREATE or DESTROY twice does no harm; a CREATE that fails leaves nothing.
-set -eu
-
-if [ $# -ne 4 ]; then
-    echo "usage: $0 CREATE|DESTROY <gwi link> <gwo link> <endpoint id>" >&2
-    exit 1
-fi
-action=$1 gwi=$2 gwo=$3 id=$4
-
-fail() {
-    echo "$0: $(printf %s "$*" | tr '\n' ' ')" >&2
-    exit 1
-}
-
-# Runs a command that is silent if all is well; what it says otherwise is our one line.
-try() { said=$("$@" 2>&1) || fail "$*: $said"; }
-
-need() { command -v "$1" >/dev/null || fail "$1 is missing; install the package $2"; }
-
-case "$action $gwi $gwo" in
-*[!0-9A-Za-z\ -]*) fail "a link's name has letters, digits and - only" ;;
-"CREATE gwi-"*" gwo-"* | "DESTROY gwi-"*" gwo-"*) ;;
-*) fail "expected CREATE or DESTROY, gwi-<X>, gwo-<X>; got: $action $gwi $gwo" ;;
-esac
-case $id in
-'' | *[!0-9a-f]*) fail "an endpoint id is hexadecimal, as in 02b8ee1d4db0c51c4; got: $id" ;;
-esac
-while read -r key value; do
-    case $key in CapEff:) capabilities=$value ;; esac
-done </proc/self/status
-case $capabilities in
-*[13579bdf]???) ;; # bit 12
-*) fail "may not change the network; run as root, or with CAP_NET_ADMIN" ;;
-esac
+. "$(dirname "$0")/hook-lib.sh"
 need ip iproute2
 
 name=${NETNS_PREFIX:-gwlbtun-}$id
@@ -92,16 +60,4 @@ undo() {
     ip netns del "$name"
 }
 
-case $action in
-CREATE)
-    undo
-    for link in "$gwi" "$gwo"; do
-        [ -d "/proc/sys/net/ipv4/conf/$link" ] || fail "there is no link $link"
-    done
-    # If a part fails, the others go too.
-    trap undo EXIT
-    create
-    trap - EXIT
-    ;;
-DESTROY) undo ;;
-esac
+act

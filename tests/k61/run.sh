@@ -91,7 +91,7 @@ build_initramfs() {
     add_programs target/release/gwlbtun target/release/examples/gwlb-sim
     mv "$tree"/target/release/gwlbtun "$tree"/target/release/examples/gwlb-sim "$tree/k61"
     add_modules tun veth sch_ingress cls_u32 act_mirred act_police
-    cp example-scripts/create-passthrough.sh "$tree/k61"
+    cp example-scripts/create-passthrough.sh example-scripts/hook-lib.sh "$tree/k61"
     cp tests/k61/init.sh "$tree/init"
     (cd "$tree" && find . | cpio --quiet --create --format=newc --owner=+0:+0) >"$cache/initramfs"
 }
