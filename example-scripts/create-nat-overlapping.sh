@@ -121,18 +121,6 @@ create() {
     "rules_of_$firewall"
 }
 
-# lower_mss <way out> <bytes of an IP and a TCP header>: sets mss, the largest TCP segment that both
-# links take. SYNs are lowered to it (the kernel never raises them): an ICMP error that says that a
-# packet is too large does not get back to a client through gwo.
-lower_mss() {
-    mss=65535
-    for link in "$gwo" "$1"; do
-        try ip -o link show dev "$link"
-        mtu=${said##* mtu } mtu=${mtu%% *}
-        [ $((mtu - $2)) -ge $mss ] || mss=$((mtu - $2))
-    done
-}
-
 rules_of_nft() {
     is_of_endpoint="ct mark & 0xffff0000 == $mark"
     is_answer="iifname != \"$gwi\" ct direction reply $is_of_endpoint"

@@ -24,6 +24,7 @@ use crate::support::packets;
 use crate::support::packets::V4;
 use crate::support::packets::V6;
 use crate::support::process::finish;
+use crate::support::process::ordinary_user;
 use crate::support::process::run;
 use crate::support::scratch::Scratch;
 use crate::support::scratch::unique_name;
@@ -64,35 +65,18 @@ fn b11_the_vyos_unit_works_with_cap_net_admin_alone() {
 #[test]
 fn an_ordinary_user_with_cap_net_admin_is_enough() {
     let lab = Lab::new(0, Config::default());
-    // The device of this machine may be root's; udev makes it everybody's.
-    let script = "mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 200 && \
-                  chmod 666 /dev/net/tun && exec \"$@\"";
-    let user = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--inh-caps=-all,+net_admin",
-        "--ambient-caps=-all,+net_admin",
-        "--bounding-set=-all,+net_admin",
-    ];
     // Where the program was built may be closed to others.
     let program = lab.scratch.file("gwlbtun");
     std::fs::copy(PROGRAM, &program).expect("a copy");
     let program = program.to_str().expect("UTF-8");
     // The hook's tc may do what the user may: CAP_NET_ADMIN is ambient.
     let hook = "exec tc qdisc add dev $GWLBTUN_GWI ingress #";
-    let words = [&user[..], &[program, "-p", "8080", "-c", hook]].concat();
-    let mut command = lab.topology.target().command(words[0]);
+    let user = ordinary_user(65_534);
+    let mut command = lab.topology.target().command(&user[0]);
+    command.args(&user[1..]).args([program, "-p", "8080", "-c", hook]);
     let log = std::fs::File::create(lab.scratch.file("engine.log")).expect("a log file");
     let both = log.try_clone().expect("a second handle");
-    let mut engine = Engine::launch(&lab, command.args(&words[1..]).stdout(log).stderr(both));
+    let mut engine = Engine::launch(&lab, command.stdout(log).stderr(both));
     let mut injector = lab.injector();
     injector.send(endpoint_id(0), &packets::ping(V4, 1, b"in"));
     let target = lab.topology.target();

@@ -20,6 +20,7 @@ use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::packets;
 use crate::support::packets::V4;
+use crate::support::process::ordinary_user;
 use crate::support::seccomp;
 
 /// Seconds after which `timeout` ends a program that has started although it should not.
@@ -102,35 +103,16 @@ fn too_few_open_files_are_status_3() {
 #[test]
 fn too_little_locked_memory_is_status_3() {
     let lab = Lab::new(0, Config::default());
-    // Locked memory is counted by user: a user of its own has no other rings. The device of this
-    // machine may be root's; udev makes it everybody's.
-    let user = 60_000 + std::process::id() % 5_000;
-    let script = "mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 200 && \
-                  chmod 666 /dev/net/tun && exec \"$@\"";
-    let little = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        "prlimit",
-        "--memlock=65536:65536",
-        "setpriv",
-        &format!("--reuid={user}"),
-        "--regid=65534",
-        "--clear-groups",
-        "--inh-caps=-all,+net_admin",
-        "--ambient-caps=-all,+net_admin",
-        "--bounding-set=-all,+net_admin",
-    ];
+    // Locked memory is counted by user: a user of its own has no other rings.
+    let user = ordinary_user(60_000 + std::process::id() % 5_000);
     // Where the program was built may be closed to others.
     let program = lab.scratch.file("gwlbtun");
     std::fs::copy(PROGRAM, &program).expect("a copy");
     let said = "the limit on locked memory is 64 KiB, which does not carry the rings of 4 workers; \
                 set LimitMEMLOCK=";
     let mut command = lab.topology.target().command("timeout");
-    command.arg(TIMEOUT_SECS).args(little).arg(program).args(["--workers", "4"]);
+    command.args([TIMEOUT_SECS, "prlimit", "--memlock=65536:65536"]);
+    command.args(user).arg(program).args(["--workers", "4"]);
     expect_refusal(&mut command, 3, said);
 }
 

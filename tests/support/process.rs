@@ -14,6 +14,23 @@ use crate::sim::netns::Namespace;
 /// Seconds after which a program that should have ended is killed.
 const TIMEOUT_SECS: &str = "120";
 
+/// What goes before a command to run it as an ordinary user with `CAP_NET_ADMIN` alone. The TUN
+/// device of this machine may be root's; here it is everybody's, as udev makes it.
+pub(crate) fn ordinary_user(uid: u32) -> Vec<String> {
+    let script = "mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 200 && \
+                  chmod 666 /dev/net/tun && exec \"$@\"";
+    let user = format!("--reuid={uid}");
+    let words = ["unshare", "--mount", "sh", "-c", script, "sh", "setpriv", &user];
+    let rights = [
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all,+net_admin",
+        "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin",
+    ];
+    words.iter().chain(&rights).map(|&word| word.to_owned()).collect()
+}
+
 /// Runs a program inside and returns what it printed.
 ///
 /// # Panics
