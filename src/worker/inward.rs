@@ -1,6 +1,7 @@
 //! From the load balancer to `gwi`: datagrams that arrive, wait for their endpoint, or are written.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::BatchBuffers;
 use super::Worker;
@@ -37,6 +38,10 @@ const _: () = assert!(UNSEEN_MAX >= received::DATAGRAMS_MAX);
 /// More than comes into a socket's queue beyond its limit, together with what has been received and
 /// not looked at: a working set of buffers.
 const QUEUE_EXCESS_BYTES: usize = 4 << 20;
+
+/// How long merged datagrams may wait there: far longer than a worker takes for a full queue. After
+/// that a datagram that looks like several is none of them, however little has come.
+const TRAINS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 impl Worker {
     pub(super) fn on_receive(&mut self, completion: Completion) -> Result<(), Error> {
@@ -84,6 +89,7 @@ impl Worker {
         let bytes = &self.driver.bytes_mut(buffer)[..filled];
         let mut received = received::parse(bytes)?;
         if self.trains_left_bytes > 0
+            && self.now < self.trains_until
             && received.count() == 1
             && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()])
         {
@@ -102,7 +108,6 @@ impl Worker {
     pub(super) fn adapt_merging(&mut self) {
         if let Some(is_on) = self.merging.decide(self.now) {
             self.set_merging(is_on);
-            self.cell.merging_paused.set(self.merging.is_paused().into());
         }
     }
 
@@ -111,10 +116,12 @@ impl Worker {
     fn set_merging(&mut self, is_on: bool) {
         // It can be refused only by a kernel that has never merged any.
         let _ = udp::set_merging(&self.receiver, is_on);
+        self.cell.merging_paused.set(self.merging.is_paused().into());
         self.trains_left_bytes = 0;
         if !is_on {
             let queue_bytes = udp::receive_queue_bytes(&self.receiver).unwrap_or(0);
             self.trains_left_bytes = queue_bytes + QUEUE_EXCESS_BYTES;
+            self.trains_until = self.now.after(TRAINS_WAIT_MAX);
         }
     }
 

@@ -209,9 +209,10 @@ pub struct Worker {
     /// Endpoints whose held datagrams are being delivered.
     replaying: VecDeque<EndpointRef>,
     phase: Phase,
-    /// Within so many bytes there may be datagrams that were merged while that was on, and of which
-    /// the kernel does not say so.
+    /// Until then, and within so many bytes, there may be datagrams that were merged while that was
+    /// on, and of which the kernel does not say so.
     trains_left_bytes: usize,
+    trains_until: Moment,
     /// Whether the last turn has seen so much that there may be more.
     was_busy: bool,
     now: Moment,
@@ -266,6 +267,7 @@ impl Worker {
             replaying: VecDeque::with_capacity(endpoints_max),
             phase: Phase::Running,
             trains_left_bytes: 0,
+            trains_until: Moment::ZERO,
             was_busy: false,
             now,
             expired_at: now,

@@ -161,10 +161,17 @@ impl Bench {
     }
 
     fn arrive_with(&self, slot: u16, packet: &[u8]) {
-        let attachment = 0;
-        let (endpoint, cookie, family) = (id(slot), *b"abcd", Family::V4);
-        let header = gwlb::Repr { endpoint, attachment, cookie, family }.emit();
-        self.node.send(&[&header[..], packet].concat()).unwrap();
+        self.node.send(&datagram(slot, packet)).unwrap();
+    }
+
+    /// So many datagrams of the endpoint arrive in one go, as the kernel can merge them.
+    fn arrive_at_once(&self, slot: u16, count: usize) {
+        let datagram = datagram(slot, &PACKET);
+        let option = nix::sys::socket::sockopt::UdpGsoSegment;
+        let bytes = i32::try_from(datagram.len()).unwrap();
+        nix::sys::socket::setsockopt(&self.node, option, &bytes).unwrap();
+        self.node.send(&datagram.repeat(count)).unwrap();
+        nix::sys::socket::setsockopt(&self.node, option, &0).unwrap();
     }
 
     /// Turns until as many datagrams as that were received.
@@ -184,6 +191,13 @@ impl Bench {
         }
         panic!("{what}: not after 20 turns of {:?}", self.worker.driver.features());
     }
+}
+
+/// The endpoint's packet as the load balancer sends it.
+fn datagram(slot: u16, packet: &[u8]) -> Vec<u8> {
+    let (endpoint, cookie, family) = (id(slot), *b"abcd", Family::V4);
+    let header = gwlb::Repr { endpoint, attachment: 0, cookie, family }.emit();
+    [&header[..], packet].concat()
 }
 
 fn id(slot: u16) -> EndpointId {
@@ -546,13 +560,7 @@ fn merged_datagrams_that_wait_when_merging_stops_are_taken_apart() {
         let hosts = bench.attach(1);
         let gro = nix::sys::socket::sockopt::UdpGroSegment;
         nix::sys::socket::setsockopt(&bench.worker.receiver, gro, &true).unwrap();
-        let header =
-            gwlb::Repr { endpoint: id(1), attachment: 0, cookie: *b"abcd", family: Family::V4 };
-        let datagram = [&header.emit()[..], &PACKET].concat();
-        let gso = nix::sys::socket::sockopt::UdpGsoSegment;
-        let bytes = i32::try_from(datagram.len()).unwrap();
-        nix::sys::socket::setsockopt(&bench.node, gso, &bytes).unwrap();
-        bench.node.send(&datagram.repeat(10)).unwrap();
+        bench.arrive_at_once(1, 10);
         bench.command(Command::StopMerging);
         for _ in 0..20 {
             bench.worker.turn().unwrap();
@@ -591,15 +599,14 @@ fn merging_pauses_where_it_finds_nothing_and_comes_back_with_neighbours() {
     };
     send_until(&mut bench, false, [28, 29]);
     let sent = send_until(&mut bench, true, [28, 28]);
-    let header =
-        gwlb::Repr { endpoint: id(1), attachment: 0, cookie: *b"abcd", family: Family::V4 };
-    let datagram = [&header.emit()[..], &PACKET].concat();
-    let gso = nix::sys::socket::sockopt::UdpGsoSegment;
-    let bytes = i32::try_from(datagram.len()).unwrap();
-    nix::sys::socket::setsockopt(&bench.node, gso, &bytes).unwrap();
     let receives = bench.worker.cell.receives.get();
-    bench.node.send(&datagram.repeat(10)).unwrap();
+    bench.arrive_at_once(1, 10);
     bench.receive(sent + 10);
     assert_eq!(bench.worker.cell.receives.get(), receives + 1);
     bench.turn_until("all are written", |_| hosts.cell.to_gwi.packets.get() == sent + 10);
+    // Off for good while it pauses: it does not pause any more.
+    bench.worker.merging = Merging::new(true);
+    bench.worker.cell.merging_paused.set(1);
+    bench.command(Command::StopMerging);
+    assert_eq!(bench.worker.cell.merging_paused.get(), 0);
 }
