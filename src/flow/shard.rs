@@ -48,6 +48,10 @@ pub(super) const CANDIDATES: usize = 16;
 /// that is not TCP (AWS guide, "Gateway Load Balancers", *Idle timeout*).
 pub(super) const TWO_WAY_IDLE_SECS: u32 = 120;
 
+/// Idle seconds after which the fragments of a packet are forgotten: as long as Linux waits for the
+/// last of them (`net.ipv4.ipfrag_time`), should something between the links put them together.
+pub(super) const FRAGMENT_IDLE_SECS: u32 = 30;
+
 /// Most flows of one shard: a place has 31 bits.
 pub(super) const SHARD_FLOWS_MAX: usize = 1 << 31;
 
@@ -62,8 +66,12 @@ pub struct Ttl {
 }
 
 impl Ttl {
-    const fn of(self, protocol: u8) -> u32 {
-        if protocol == protocol::TCP { self.tcp_secs } else { self.other_secs }
+    fn of(self, protocol: u8) -> u32 {
+        match protocol {
+            protocol::TCP => self.tcp_secs,
+            protocol::FRAGMENT => self.other_secs.min(FRAGMENT_IDLE_SECS),
+            _ => self.other_secs,
+        }
     }
 }
 
@@ -207,8 +215,11 @@ impl Shard {
         let mut two_way: Option<Candidate> = None;
         for _ in 0..CANDIDATES.min(self.len()) {
             let position = self.wrapped(self.evict_hand);
-            let state = self.state(self.place_at(position));
-            let (seen_secs, is_two_way) = (state.last_seen_secs(), state.is_two_way());
+            let place = self.place_at(position);
+            let state = self.state(place);
+            // Fragments have two sides without an answer: see `path::lookup`.
+            let is_two_way = state.is_two_way() && self.protocol_at(place) != protocol::FRAGMENT;
+            let seen_secs = state.last_seen_secs();
             self.evict_hand = position + 1;
             let oldest = if is_two_way { &mut two_way } else { &mut one_way };
             if oldest.is_none_or(|oldest| seen_secs < oldest.seen_secs) {

@@ -38,6 +38,9 @@ pub mod field {
     pub const ECHO_ID: Range<usize> = 4..6;
     /// Sequence number of an echo.
     pub const ECHO_SEQUENCE: Range<usize> = 6..8;
+    /// In the answer to a packet that is too big: the MTU (RFC 1191 §4). In IPv6 it has 32 bits, of
+    /// which these are the lower ones (RFC 4443 §3.2).
+    pub const MTU: Range<usize> = 6..8;
 }
 
 /// What tells one echo from another.
@@ -92,13 +95,17 @@ impl<T: AsRef<[u8]>> Message<T> {
 
     /// The beginning of the packet that an error is about, nothing if the message is no error.
     pub fn quoted(&self) -> Option<&[u8]> {
-        let is_error = match self.family {
+        self.is_error().then(|| &self.bytes.as_ref()[HEADER_BYTES..])
+    }
+
+    /// Whether the message is an error, which quotes the packet that it is about.
+    pub fn is_error(&self) -> bool {
+        match self.family {
             // Unreachable, source quench, redirect, time exceeded, parameter problem.
             Family::V4 => matches!(self.kind(), 3 | 4 | 5 | 11 | 12),
             // RFC 4443 §2.1: the high bit tells information from errors.
             Family::V6 => self.kind() < 128,
-        };
-        is_error.then(|| &self.bytes.as_ref()[HEADER_BYTES..])
+        }
     }
 
     /// Whether the message is unharmed. The pseudo header counts in IPv6 only; in IPv4 it is

@@ -56,6 +56,9 @@ const DONT_FRAGMENT: u16 = 0x4000;
 /// More fragments, or an offset other than 0.
 const FRAGMENT_MASK: u16 = 0x3fff;
 
+/// The offset.
+const OFFSET_MASK: u16 = 0x1fff;
+
 /// Bytes that begin with a whole IPv4 header.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<T> {
@@ -113,6 +116,11 @@ impl<T: AsRef<[u8]>> Header<T> {
     /// Whether this is a part of a packet: the first, the last or one between.
     pub fn is_fragment(&self) -> bool {
         self.fragment() & FRAGMENT_MASK != 0
+    }
+
+    /// Whether this is a part of a packet, but not the first one.
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment() & OFFSET_MASK != 0
     }
 
     /// Time to live.

@@ -55,6 +55,9 @@ mod extension {
 /// Offset and M flag in a fragment header (RFC 8200 §4.5), its two reserved bits left out.
 const FRAGMENT_MASK: u16 = 0xfff9;
 
+/// The offset there.
+const OFFSET_MASK: u16 = 0xfff8;
+
 /// Bytes that begin with a whole IPv6 header.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<T> {
@@ -116,38 +119,55 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Header<T> {
 pub struct UpperLayer<'a> {
     /// Protocol number; the number of the extension header that stopped the walk, if one did.
     pub protocol: u8,
-    /// The transport header and what follows. Nothing in a fragment, even the first one, and
-    /// where the walk stopped early.
+    /// The transport header and what follows. Nothing in a later fragment, and where the walk
+    /// stopped early.
     pub bytes: Option<&'a [u8]>,
+    /// Which part of a packet this is, if it is not all of it.
+    pub fragment: Option<Fragment>,
+}
+
+/// What a fragment header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Tells the packet from others between the same addresses.
+    pub id: u32,
+    /// Whether this is not the first part.
+    pub is_later: bool,
 }
 
 /// Walks from the `next_header` field of the fixed header and the bytes behind that header to
 /// the upper layer.
 ///
-/// An atomic fragment (offset 0, no more to come; RFC 6946) is a whole packet and walked over.
-/// Any other fragment ends the walk with the protocol that its fragment header names, which is
-/// the same in all fragments of a packet. The walk also ends before an extension header that is
-/// cut, and before the ninth.
+/// An atomic fragment (offset 0, no more to come; RFC 6946) is a whole packet. Its header is walked
+/// over, and so is that of a first fragment. A later fragment ends the walk with the protocol that
+/// its fragment header names: there is no transport header in it. The walk also ends before an
+/// extension header that is cut, and before the ninth.
 pub fn upper_layer(next_header: u8, payload: &[u8]) -> UpperLayer<'_> {
     let mut protocol = next_header;
     let mut rest = payload;
+    let mut fragment = None;
     for _ in 0..EXTENSION_HEADERS_MAX {
         match pass(protocol, rest) {
             Pass::Over { next, behind } => (protocol, rest) = (next, behind),
-            Pass::Fragment { next } => {
-                return UpperLayer { protocol: next, bytes: None };
+            Pass::Fragment { next, behind, part } => {
+                // Of several such headers the outermost counts: its sender cut last.
+                let part = *fragment.get_or_insert(part);
+                if part.is_later {
+                    return UpperLayer { protocol: next, bytes: None, fragment };
+                }
+                (protocol, rest) = (next, behind);
             }
             Pass::NotExtension | Pass::Cut => break,
         }
     }
-    UpperLayer { protocol, bytes: (!is_extension(protocol)).then_some(rest) }
+    UpperLayer { protocol, bytes: (!is_extension(protocol)).then_some(rest), fragment }
 }
 
 /// One step of the walk.
 enum Pass<'a> {
     NotExtension,
     Over { next: u8, behind: &'a [u8] },
-    Fragment { next: u8 },
+    Fragment { next: u8, behind: &'a [u8], part: Fragment },
     Cut,
 }
 
@@ -167,13 +187,18 @@ fn pass(number: u8, bytes: &[u8]) -> Pass<'_> {
         return Pass::NotExtension;
     }
     // None of them is shorter than 8 bytes.
-    let Some(&[next, length, offset_high, offset_low, ..]) = bytes.first_chunk::<8>() else {
+    let Some((&[next, length, offset_high, offset_low, id @ ..], behind)) =
+        bytes.split_first_chunk::<8>()
+    else {
         return Pass::Cut;
     };
     let header_bytes = match number {
         extension::FRAGMENT => {
-            if u16::from_be_bytes([offset_high, offset_low]) & FRAGMENT_MASK != 0 {
-                return Pass::Fragment { next };
+            let offset = u16::from_be_bytes([offset_high, offset_low]);
+            if offset & FRAGMENT_MASK != 0 {
+                let is_later = offset & OFFSET_MASK != 0;
+                let part = Fragment { id: u32::from_be_bytes(id), is_later };
+                return Pass::Fragment { next, behind, part };
             }
             8
         }
@@ -271,16 +296,30 @@ mod tests {
     }
 
     #[test]
-    fn fragments_are_not_looked_into() {
-        for (high, low) in [(0x00, 0x01), (0x00, 0x08), (0xff, 0xf8)] {
-            let fragment = [protocol::UDP, 0, high, low, 0, 0, 0, 7, 1, 2, 3, 4];
+    fn only_the_first_fragment_has_a_transport_header() {
+        for (high, low, is_later) in [(0, 0x01, false), (0, 0x08, true), (0xff, 0xf8, true)] {
+            let fragment = [protocol::UDP, 0, high, low, 9, 8, 0, 7, 1, 2, 3, 4];
             let upper = upper_layer(extension::FRAGMENT, &fragment);
             assert_eq!(upper.protocol, protocol::UDP);
-            assert_eq!(upper.bytes, None);
+            assert_eq!(upper.bytes, (!is_later).then_some(&[1, 2, 3, 4][..]));
+            assert_eq!(upper.fragment, Some(Fragment { id: 0x0908_0007, is_later }));
         }
         let atomic = [protocol::UDP, 0, 0x00, 0x06, 0, 0, 0, 7, 1, 2, 3, 4];
         let upper = upper_layer(extension::FRAGMENT, &atomic);
         assert_eq!(upper.bytes, Some(&[1, 2, 3, 4][..]), "reserved bits");
+        assert_eq!(upper.fragment, None);
+    }
+
+    #[test]
+    fn the_outermost_of_several_fragment_headers_counts() {
+        let header = |next, low, id| [next, 0, 0, low, 0, 0, 0, id];
+        let twice = |outer: u8, inner: u8| {
+            let headers = [header(extension::FRAGMENT, outer, 1), header(6, inner, 2)].concat();
+            upper_layer(extension::FRAGMENT, &headers).fragment
+        };
+        assert_eq!(twice(1, 8), Some(Fragment { id: 1, is_later: false }));
+        assert_eq!(twice(8, 1), Some(Fragment { id: 1, is_later: true }));
+        assert_eq!(twice(0, 8), Some(Fragment { id: 2, is_later: true }), "the outer is atomic");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`gwlb`] | the three options of a load balancer | AWS guide, "Gateway Load Balancers" |
 //! | [`inner`] | which flow an inner packet belongs to | RFC 791, 8200, 9293, 768 |
 //! | [`ipv4`], [`ipv6`], [`tcp`], [`udp`], [`icmp`] | header views | the same |
+//! | [`too_big`] | what a sender of packets that are too big is told | RFC 1191, 8201 |
 //! | [`gro`], [`gso`] | merging packets into a super-packet, and cutting one | kernel, RFC 6864 |
 //! | [`virtio_net`] | what precedes each packet on a TUN | `include/uapi/linux/virtio_net.h` |
 //! | [`checksum`] | the Internet checksum | RFC 1071, 1624 |
@@ -25,6 +26,7 @@ pub mod inner;
 pub mod ipv4;
 pub mod ipv6;
 pub mod tcp;
+pub mod too_big;
 pub mod udp;
 pub mod virtio_net;
 
@@ -58,8 +60,10 @@ pub enum Addresses {
 
 /// What tells one flow of an endpoint from another: addresses, protocol and ports.
 ///
-/// Ports are zero where the protocol has none that we know (anything but TCP and UDP), where the
-/// packet is a fragment (only the first one would carry them) and where it is too short for them.
+/// Ports are zero where the protocol has none that we know (anything but TCP and UDP) and where the
+/// packet is too short for them. Two kinds of packets have something else in their place
+/// ([`inner`]): a later fragment what tells its packet from others, and an ICMP error the ports of
+/// the packet that it quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
     /// Both addresses, which also give the family.
@@ -103,6 +107,9 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// The fragment header of IPv6. In a [`FiveTuple`](super::FiveTuple): later fragments, of
+    /// either family.
+    pub const FRAGMENT: u8 = 44;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 }

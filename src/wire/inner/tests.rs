@@ -29,8 +29,11 @@ const V6: Addresses = Addresses::V6 {
 };
 
 fn inner(addresses: Addresses, protocol: u8, ports: (u16, u16), packet_bytes: usize) -> Inner {
-    let (src_port, dst_port) = ports;
-    Inner { tuple: FiveTuple { addresses, protocol, src_port, dst_port }, packet_bytes }
+    Inner { tuple: tuple(addresses, protocol, ports), packet_bytes, part: Part::Whole }
+}
+
+fn tuple(addresses: Addresses, protocol: u8, (src_port, dst_port): (u16, u16)) -> FiveTuple {
+    FiveTuple { addresses, protocol, src_port, dst_port }
 }
 
 /// An IPv6 packet with this next header and payload.
@@ -195,24 +198,150 @@ fn ports_stand_behind_extension_headers() {
 }
 
 #[test]
-fn fragments_have_no_ports_but_their_protocol() {
-    for flags in [[0x20, 0x00], [0x00, 0x01], [0x20, 0xb9]] {
+fn fragments_of_ipv4() {
+    let whole = inner(V4, protocol::TCP, (49152, 443), 40);
+    let later = tuple(V4, 44, (6, 0xbeef));
+    for (flags, part) in [
+        ([0x40, 0x00], Part::Whole),
+        ([0x80, 0x00], Part::Whole), // the reserved bit
+        ([0x20, 0x00], Part::FirstFragment),
+        ([0x60, 0x00], Part::FirstFragment), // as a load balancer cuts: DF and MF
+        ([0x00, 0x01], Part::LaterFragment),
+        ([0x20, 0xb9], Part::LaterFragment),
+    ] {
         let mut packet = TCP_V4;
+        packet[4..6].copy_from_slice(&[0xbe, 0xef]);
         packet[6..8].copy_from_slice(&flags);
-        let expected = inner(V4, protocol::TCP, (0, 0), 40);
-        assert_eq!(parse(&packet, Family::V4), Ok(expected));
+        let tuple = if part == Part::LaterFragment { later } else { whole.tuple };
+        let expected = Inner { tuple, part, ..whole };
+        assert_eq!(parse(&packet, Family::V4), Ok(expected), "{flags:x?}");
+        let of_first = (part == Part::FirstFragment).then_some(later);
+        assert_eq!(later_fragments(&packet), of_first, "{flags:x?}");
+        let has_transport = part != Part::LaterFragment;
+        assert_eq!(transport_start(&packet), has_transport.then_some(20), "{flags:x?}");
     }
-    for (flags, ports) in [
-        ([0x00, 0x00], (12345, 53)), // atomic
-        ([0x00, 0x01], (0, 0)),      // first
-        ([0x05, 0xa8], (0, 0)),      // last
+}
+
+#[test]
+fn fragments_of_ipv6() {
+    let whole = inner(V6, protocol::UDP, (12345, 53), 58);
+    let later = tuple(V6, 44, (0x0102, 0x0309));
+    for (flags, part) in [
+        ([0x00, 0x00], Part::Whole), // atomic
+        ([0x00, 0x01], Part::FirstFragment),
+        ([0x05, 0xa8], Part::LaterFragment),
+        ([0x05, 0xa9], Part::LaterFragment),
     ] {
         let [high, low] = flags;
-        let fragment = [17, 0, high, low, 0, 0, 0, 9];
+        let fragment = [17, 0, high, low, 1, 2, 3, 9];
         let packet = packet_v6(44, &[&fragment[..], &UDP_V6[40..]].concat());
-        let expected = inner(V6, protocol::UDP, ports, 58);
-        assert_eq!(parse(&packet, Family::V6), Ok(expected));
+        let tuple = if part == Part::LaterFragment { later } else { whole.tuple };
+        let expected = Inner { tuple, part, ..whole };
+        assert_eq!(parse(&packet, Family::V6), Ok(expected), "{flags:x?}");
+        let of_first = (part == Part::FirstFragment).then_some(later);
+        assert_eq!(later_fragments(&packet), of_first, "{flags:x?}");
+        let has_transport = part != Part::LaterFragment;
+        assert_eq!(transport_start(&packet), has_transport.then_some(48), "{flags:x?}");
     }
+}
+
+#[test]
+fn the_ports_of_a_first_fragment_may_stand_behind_more_extension_headers() {
+    let headers = [[60, 0, 0, 1, 0, 0, 0, 7], [6, 0, 1, 4, 0, 0, 0, 0]].concat();
+    let packet = packet_v6(44, &[&headers[..], &[0x01, 0xbb, 0xc0, 0x00]].concat());
+    let found = parse(&packet, Family::V6).unwrap();
+    assert_eq!(found.tuple, tuple(V6, protocol::TCP, (443, 49152)));
+    assert_eq!(later_fragments(&packet), Some(tuple(V6, 44, (0, 7))));
+}
+
+#[test]
+fn the_same_identification_both_ways_is_two_tuples() {
+    let mut packet = TCP_V4;
+    packet[7] = 1;
+    let there = parse(&packet, Family::V4).unwrap().tuple;
+    let (src, dst) = packet[12..20].split_at_mut(4);
+    src.swap_with_slice(dst);
+    let back = parse(&packet, Family::V4).unwrap().tuple;
+    assert_ne!(there, back.reversed());
+}
+
+/// An ICMP error of this type about `quote`, from `V4` or `V6`'s source to its destination.
+fn error(family: Family, kind: u8, quote: &[u8]) -> Vec<u8> {
+    let message = [&[kind, 0, 0, 0, 0, 0, 0, 0], quote].concat();
+    if family == Family::V6 {
+        return packet_v6(protocol::ICMPV6, &message);
+    }
+    let mut packet = [&TCP_V4[..20], &message].concat();
+    packet[9] = protocol::ICMP;
+    let length = u16::try_from(packet.len()).unwrap();
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet
+}
+
+#[test]
+fn an_error_has_the_ports_of_what_it_quotes() {
+    for (family, kinds, addresses, number, quote, quoted_tuple) in [
+        (
+            Family::V4,
+            &[3, 4, 5, 11, 12][..],
+            V4,
+            protocol::ICMP,
+            &TCP_V4[..28], // header and 8 bytes: all that RFC 792 promises
+            tuple(V4, protocol::TCP, (49152, 443)),
+        ),
+        (
+            Family::V6,
+            &[1, 2, 3, 4, 127],
+            V6,
+            protocol::ICMPV6,
+            &UDP_V6[..],
+            tuple(V6, protocol::UDP, (12345, 53)),
+        ),
+    ] {
+        let ports = (quoted_tuple.src_port, quoted_tuple.dst_port);
+        for kind in 0..=u8::MAX {
+            let is_error = kinds.contains(&kind) || family == Family::V6 && kind < 128;
+            let packet = error(family, kind, quote);
+            let ports = if is_error { ports } else { (0, 0) };
+            let found = parse(&packet, family).unwrap();
+            assert_eq!(found.tuple, tuple(addresses, number, ports), "{kind}");
+            assert_eq!(quoted(&packet), is_error.then_some(quoted_tuple), "{kind}");
+        }
+        // Too little to say.
+        let header_bytes = if family == Family::V4 { 20 } else { 40 };
+        for length in 0..header_bytes {
+            let packet = error(family, kinds[0], &quote[..length]);
+            assert_eq!(quoted(&packet), None, "{length}");
+            assert!(parse(&packet, family).is_ok());
+        }
+        let portless = FiveTuple { src_port: 0, dst_port: 0, ..quoted_tuple };
+        let packet = error(family, kinds[0], &quote[..header_bytes + 3]);
+        assert_eq!(quoted(&packet), Some(portless));
+    }
+}
+
+#[test]
+fn a_quote_of_the_other_family_is_none() {
+    assert_eq!(quoted(&error(Family::V4, 3, &UDP_V6)), None);
+    assert_eq!(quoted(&error(Family::V6, 1, &TCP_V4)), None);
+    let mut icmp_v6_in_v4 = error(Family::V4, 3, &TCP_V4);
+    icmp_v6_in_v4[9] = protocol::ICMPV6;
+    assert_eq!(quoted(&icmp_v6_in_v4), None);
+}
+
+#[test]
+fn a_quoted_fragment_and_a_quoted_error() {
+    let mut fragment = TCP_V4;
+    fragment[7] = 3;
+    let later = tuple(V4, 44, (6, 1));
+    assert_eq!(quoted(&error(Family::V4, 11, &fragment)), Some(later));
+    // Errors about errors about errors: looked into once.
+    let mut packet = TCP_V4.to_vec();
+    for _ in 0..300 {
+        packet = error(Family::V4, 3, &packet);
+    }
+    assert_eq!(quoted(&packet), Some(tuple(V4, protocol::ICMP, (0, 0))));
+    assert_eq!(parse(&packet, Family::V4).unwrap().tuple, tuple(V4, protocol::ICMP, (0, 0)));
 }
 
 /// A router solicitation as a TUN that comes up emits it.
@@ -277,6 +406,8 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..200), is_v6: bool) {
         let mut bytes = bytes;
         let _ = (parse(&bytes, Family::V4), parse(&bytes, Family::V6), is_host_noise(&bytes));
+        let _ = (later_fragments(&bytes), quoted(&bytes));
+        prop_assert!(transport_start(&bytes).is_none_or(|start| start <= bytes.len()));
         // Random bytes hardly are a packet: help them.
         if let Some(first) = bytes.first_mut() {
             *first = if is_v6 { 0x60 } else { 0x40 | *first & 0x07 };
