@@ -249,8 +249,8 @@ impl Coalescer {
         let candidate = Candidate::new(piece.bytes(buffers))
             .filter(|&candidate| may_merge(self.offload, candidate));
         let Some(candidate) = candidate else {
-            // The parts of a fragmented packet have no ports, and must not overtake the flow.
-            if is_fragment(&flow.tuple) {
+            // They do not say which flow they belong to, and must not overtake it.
+            if has_no_ports(&flow.tuple) {
                 self.close_all(buffers, plan);
             } else {
                 self.close(place, buffers, plan);
@@ -416,10 +416,13 @@ impl Flow {
     }
 }
 
-/// Whether the packet is a part of a larger one, or too short to say.
-fn is_fragment(tuple: &FiveTuple) -> bool {
-    let has_ports = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
-    has_ports && (tuple.src_port, tuple.dst_port) == (0, 0)
+/// Whether the packet is a later fragment, or too short to have ports.
+fn has_no_ports(tuple: &FiveTuple) -> bool {
+    match tuple.protocol {
+        protocol::FRAGMENT => true,
+        protocol::TCP | protocol::UDP => (tuple.src_port, tuple.dst_port) == (0, 0),
+        _ => false,
+    }
 }
 
 /// Plans a packet as a frame of its own, as it came.

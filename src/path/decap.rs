@@ -5,13 +5,12 @@ use std::ops::Range;
 use super::Path;
 use super::coalesce::FlowId;
 use super::coalesce::Piece;
-use super::count_removed;
 use super::endpoints::Readiness;
+use super::lookup;
 use super::plan::BufferId;
 use super::plan::Buffers;
 use super::plan::Plan;
 use crate::flow::FlowKey;
-use crate::flow::Learned;
 use crate::flow::StoredHeader;
 use crate::types::DropReason;
 use crate::types::EndpointId;
@@ -153,16 +152,11 @@ impl Path {
             return Ok((flow, Some(place), header));
         }
         let (key, way) = FlowKey::new(endpoint.endpoint, &tuple);
-        match self.flows.learn(&key, way, &header, now, &mut self.tally) {
-            Learned::Known => Ok((flow, None, header)),
-            Learned::New { evicted } => {
-                endpoint.cell.flows_added.count(key.kind());
-                if let Some(evicted) = evicted {
-                    count_removed(&self.endpoints, evicted);
-                }
-                Ok((flow, None, header))
-            }
-            Learned::Full => Err(DropReason::FlowLimit),
+        let whose = (&self.endpoints, endpoint);
+        if lookup::learn(&self.flows, whose, (&key, way), &header, now, &mut self.tally) {
+            Ok((flow, None, header))
+        } else {
+            Err(DropReason::FlowLimit)
         }
     }
 }

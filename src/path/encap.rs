@@ -5,10 +5,9 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 
 use super::Path;
-use super::batch::Batch;
-use super::coalesce::FLOWS_MAX;
-use super::coalesce::FlowId;
 use super::endpoints::Endpoint;
+use super::errors::ErrorBudget;
+use super::lookup::Lookup;
 use super::plan::BufferId;
 use super::plan::Buffers;
 use super::plan::PACKETS_MAX;
@@ -17,7 +16,6 @@ use super::plan::Span;
 use super::plan::length;
 use super::sends::Datagram;
 use super::sends::Sends;
-use crate::flow::FlowKey;
 use crate::flow::HEADER_BYTES_MAX;
 use crate::flow::StoredHeader;
 use crate::types::DropReason;
@@ -32,7 +30,10 @@ use crate::wire::FiveTuple;
 use crate::wire::checksum;
 use crate::wire::gso::Segmenter;
 use crate::wire::inner;
+use crate::wire::inner::Inner;
+use crate::wire::inner::Part;
 use crate::wire::protocol;
+use crate::wire::too_big;
 use crate::wire::udp;
 use crate::wire::virtio_net;
 use crate::wire::virtio_net::Gso;
@@ -57,18 +58,14 @@ pub struct Frame {
     pub side: Side,
 }
 
-/// Why packets of a frame are not sent: lost, so many of them, or nobody's loss.
+/// Why packets of a frame are not sent.
 enum Unsent {
+    /// Lost, so many of them.
     Dropped(DropReason, usize),
+    /// Nobody's loss.
     Noise,
-}
-
-/// The answers that the flow table has given in this batch.
-pub(super) type Answers = Batch<FlowId, StoredHeader>;
-
-/// Room for the answers of one batch; beyond it the flow table is asked again.
-pub(super) fn no_answers() -> Answers {
-    Batch::new(FLOWS_MAX, FlowId::NONE, || StoredHeader::NONE)
+    /// A later fragment, known by this tuple, whose first one has not been seen.
+    Early(FiveTuple),
 }
 
 /// Where the packet of a frame is: behind the virtio header. Empty if there is none.
@@ -128,7 +125,7 @@ impl Path {
         buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) {
-        let Self { endpoints, flows, tally, sends, answers, last_drop, .. } = self;
+        let Self { endpoints, flows, tally, sends, answers, waiting, errors, .. } = self;
         let Some(endpoint) = endpoints.at(slot) else {
             // Read before the endpoint was let go, taken after.
             self.cell.drops.count(DropReason::Shutdown);
@@ -146,67 +143,132 @@ impl Path {
         };
         traffic.count_many(packets as u64, packet_bytes as u64);
         last.set(now);
-        let find = |tuple: &FiveTuple| {
-            let flow = FlowId { slot, tuple: *tuple };
-            if let Some(place) = answers.find(&flow) {
-                return Some(*answers.at(place));
-            }
-            let (key, way) = FlowKey::new(endpoint.endpoint, tuple);
-            let header = flows.find(&key, way, now, tally)?;
-            if answers.is_full() {
-                answers.clear();
-            }
-            let place = answers.enter(flow);
-            *answers.at(place) = header;
-            Some(header)
-        };
-        let returned = Returning { endpoint, frame, sends, buffers, plan };
+        let lookup = Lookup { endpoint, endpoints, flows, answers, tally, now };
+        let mut returning = Returning { endpoint, lookup, sends, errors, buffers, plan };
         let returned = match content {
-            Ok(Some(segmenter)) => returned.segments(&segmenter, find),
-            Ok(None) => returned.packet(find),
+            Ok(Some(segmenter)) => returning.segments(frame, &segmenter),
+            Ok(None) => returning.packet(frame),
             Err(reason) => Err(Unsent::Dropped(reason, packets)),
         };
-        match returned {
-            Ok(()) => cell.last_seen.set(now),
-            Err(Unsent::Noise) => cell.host_noise.add(1),
-            Err(Unsent::Dropped(reason, packets)) => {
-                cell.encap_drops.add(reason, packets as u64);
-                *last_drop = Some(reason);
+        let (reason, packets) = match returned {
+            Ok(()) => return cell.last_seen.set(now),
+            Err(Unsent::Noise) => return cell.host_noise.add(1),
+            Err(Unsent::Early(tuple)) => {
+                let packet = &buffers.bytes_mut(frame.buffer)[packet_in(frame.frame.clone())];
+                if waiting.push(endpoint.endpoint, tuple, packet, now) {
+                    return;
+                }
+                (DropReason::FragmentUnmatched, 1)
+            }
+            Err(Unsent::Dropped(reason, packets)) => (reason, packets),
+        };
+        cell.encap_drops.add(reason, packets as u64);
+        self.last_drop = Some(reason);
+    }
+
+    /// Whether fragments wait for their first one, so that [`Self::send_waiting`] is due.
+    pub const fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Sends the fragments whose first one has been seen by now, and drops those that have waited
+    /// too long. The plan must have room for [`WAITING_MAX`](super::WAITING_MAX) more datagrams.
+    pub fn send_waiting(&mut self, now: Moment, buffers: &mut impl Buffers, plan: &mut Plan) {
+        let mut place = 0;
+        while place < self.waiting.len() {
+            if self.send_if_matched(place, now, buffers, plan) {
+                self.waiting.remove(place);
+            } else {
+                place += 1;
             }
         }
     }
+
+    /// Takes care of one that waits. Returns whether it waits no longer.
+    fn send_if_matched(
+        &mut self,
+        place: usize,
+        now: Moment,
+        buffers: &mut impl Buffers,
+        plan: &mut Plan,
+    ) -> bool {
+        let Self { endpoints, flows, tally, sends, answers, waiting, errors, .. } = self;
+        let fragment = waiting.at(place);
+        let served = endpoints.at(fragment.endpoint.slot);
+        let Some(endpoint) = served.filter(|served| served.endpoint == fragment.endpoint) else {
+            self.cell.drops.count(DropReason::Shutdown);
+            return true;
+        };
+        let mut lookup = Lookup { endpoint, endpoints, flows, answers, tally, now };
+        let reason = match lookup.flow(&fragment.tuple) {
+            Some(header) => {
+                let mut returning = Returning { endpoint, lookup, sends, errors, buffers, plan };
+                if returning.copy(&header, waiting.bytes(&fragment)).is_some() {
+                    endpoint.cell.last_seen.set(now);
+                    return true;
+                }
+                DropReason::NoBuffer
+            }
+            None => DropReason::FragmentUnmatched,
+        };
+        let is_over = fragment.until <= now;
+        if is_over {
+            endpoint.cell.encap_drops.count(reason);
+        }
+        is_over
+    }
+
+    /// Fragments that wait are dropped: the program ends.
+    pub(super) fn drop_waiting(&mut self) {
+        for place in 0..self.waiting.len() {
+            let endpoint = self.waiting.at(place).endpoint;
+            match self.endpoints.at(endpoint.slot) {
+                Some(served) if served.endpoint == endpoint => {
+                    served.cell.encap_drops.count(DropReason::Shutdown);
+                }
+                _ => self.cell.drops.count(DropReason::Shutdown),
+            }
+        }
+        self.waiting.clear();
+    }
 }
 
-/// A frame on its way back.
+/// What a packet needs on its way back.
 struct Returning<'a, B> {
     endpoint: &'a Endpoint,
-    frame: &'a Frame,
+    lookup: Lookup<'a>,
     sends: &'a mut Sends,
+    errors: &'a mut ErrorBudget,
     buffers: &'a mut B,
     plan: &'a mut Plan,
 }
 
 impl<B: Buffers> Returning<'_, B> {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        self.buffers.bytes_mut(self.frame.buffer)
+    /// The header for the packet of a frame, which may stand for `packets` packets.
+    fn header(&mut self, frame: &Frame, packets: usize) -> Result<StoredHeader, Unsent> {
+        let packet = &self.buffers.bytes_mut(frame.buffer)[packet_in(frame.frame.clone())];
+        let inner = inner::parse_any(packet)
+            .map_err(|_| Unsent::Dropped(DropReason::TunBadFrame, packets))?;
+        match self.lookup.header(packet, &inner) {
+            Some(header) => Ok(header),
+            None => Err(why_unknown(packet, &inner, packets)),
+        }
     }
 
-    /// One packet: the header that `find` knows for its flow goes into the room before it.
-    fn packet(
-        mut self,
-        find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
-    ) -> Result<(), Unsent> {
-        let at = packet_in(self.frame.frame.clone());
-        let stored = flow_of(&self.bytes_mut()[at.clone()], 1, find)?;
+    /// One packet: its flow's header goes into the room before it.
+    fn packet(&mut self, frame: &Frame) -> Result<(), Unsent> {
+        let at = packet_in(frame.frame.clone());
+        let stored = self.header(frame, 1)?;
         if at.len() > INNER_BYTES_MAX {
+            self.refuse_packet(frame);
             return Err(Unsent::Dropped(DropReason::Mtu, 1));
         }
-        let room = &mut self.buffers.bytes_mut(self.frame.buffer)[..at.start];
+        let room = &mut self.buffers.bytes_mut(frame.buffer)[..at.start];
         let templates = &self.endpoint.templates;
         let header_bytes = templates
             .write_before(stored.template, stored.cookie, room)
             .ok_or(Unsent::Dropped(DropReason::FlowUnknown, 1))?;
-        let datagram = Span::new(self.frame.buffer, at.start - header_bytes..at.end);
+        let datagram = Span::new(frame.buffer, at.start - header_bytes..at.end);
         let datagram = Datagram {
             parts: ArrayVec::from_iter([datagram]),
             packet_bytes: length(at.len()),
@@ -217,15 +279,12 @@ impl<B: Buffers> Returning<'_, B> {
     }
 
     /// A super-packet: each segment gets headers of its own, its payload stays where it is.
-    fn segments(
-        mut self,
-        segmenter: &Segmenter,
-        find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
-    ) -> Result<(), Unsent> {
+    fn segments(&mut self, frame: &Frame, segmenter: &Segmenter) -> Result<(), Unsent> {
         let count = segmenter.segments();
-        let at = packet_in(self.frame.frame.clone());
-        let stored = flow_of(&self.bytes_mut()[at.clone()], count, find)?;
+        let at = packet_in(frame.frame.clone());
+        let stored = self.header(frame, count)?;
         if segmenter.segment_bytes_max() > INNER_BYTES_MAX {
+            self.refuse_segments(frame, segmenter);
             return Err(Unsent::Dropped(DropReason::Mtu, count));
         }
         let mut room = [0; HEADER_BYTES_MAX];
@@ -236,25 +295,82 @@ impl<B: Buffers> Returning<'_, B> {
             .ok_or(Unsent::Dropped(DropReason::FlowUnknown, count))?;
         let header = &room[HEADER_BYTES_MAX - header_bytes..];
         for number in 0..count {
-            self.segment(segmenter, number, at.start, header, stored.outer)
+            self.segment(segmenter, number, (frame.buffer, at.start), header, stored.outer)
                 .ok_or(Unsent::Dropped(DropReason::NoBuffer, count - number))?;
         }
         Ok(())
     }
 
-    /// One segment of a super-packet that begins at `start` of its buffer. Nothing if there is no
+    /// Tells the sender of a packet that it is too big.
+    #[cold]
+    fn refuse_packet(&mut self, frame: &Frame) {
+        let mut quote = [0; too_big::QUOTE_BYTES_MAX];
+        let packet = &self.buffers.bytes_mut(frame.buffer)[packet_in(frame.frame.clone())];
+        quote.copy_from_slice(&packet[..too_big::QUOTE_BYTES_MAX]);
+        self.refuse(&quote);
+    }
+
+    /// Tells the sender of a super-packet that its packets are too big, by the first one.
+    #[cold]
+    fn refuse_segments(&mut self, frame: &Frame, segmenter: &Segmenter) {
+        let mut quote = [0; too_big::QUOTE_BYTES_MAX];
+        let packet = &self.buffers.bytes_mut(frame.buffer)[packet_in(frame.frame.clone())];
+        let payload = &packet[segmenter.payload(0)];
+        let (headers, rest) = quote.split_at_mut(segmenter.headers_bytes());
+        segmenter.write(0, checksum::sum(payload), headers);
+        rest.copy_from_slice(&payload[..rest.len()]);
+        self.refuse(&quote);
+    }
+
+    /// Tells the sender of the packet that begins with `quote` what size passes: by the way that
+    /// the packet came, in the other direction.
+    fn refuse(&mut self, quote: &[u8; too_big::QUOTE_BYTES_MAX]) {
+        let mut answer = [0; too_big::ANSWER_BYTES_MAX];
+        let mtu_bytes = u16::try_from(INNER_BYTES_MAX).expect("8500 fits");
+        let Some(answer_bytes) = too_big::emit(quote, mtu_bytes, &mut answer) else {
+            return;
+        };
+        let answer = &answer[..answer_bytes];
+        let way_back = inner::quoted(answer).map(|packet| packet.reversed());
+        if let Some(header) = way_back.and_then(|tuple| self.lookup.flow(&tuple))
+            && self.errors.take(self.lookup.now)
+            && self.copy(&header, answer).is_some()
+        {
+            self.endpoint.cell.too_big_sent.add(1);
+        }
+    }
+
+    /// A packet that is in no buffer of the batch. Nothing if there is none for it.
+    fn copy(&mut self, stored: &StoredHeader, packet: &[u8]) -> Option<()> {
+        let mut room = [0; HEADER_BYTES_MAX];
+        let templates = &self.endpoint.templates;
+        let header_bytes = templates.write_before(stored.template, stored.cookie, &mut room)?;
+        let (scratch, at) = self.sends.scratch(header_bytes + packet.len(), self.buffers)?;
+        let out = &mut self.buffers.bytes_mut(scratch)[at.clone()];
+        out[..header_bytes].copy_from_slice(&room[HEADER_BYTES_MAX - header_bytes..]);
+        out[header_bytes..].copy_from_slice(packet);
+        let datagram = Datagram {
+            parts: ArrayVec::from_iter([Span::new(scratch, at)]),
+            packet_bytes: length(packet.len()),
+            is_end: false,
+        };
+        self.sends.take(self.endpoint.endpoint.slot, stored.outer, &datagram, self.plan);
+        Some(())
+    }
+
+    /// One segment of a super-packet that begins at `start` of `buffer`. Nothing if there is no
     /// buffer for its headers.
     fn segment(
         &mut self,
         segmenter: &Segmenter,
         number: usize,
-        start: usize,
+        (buffer, start): (BufferId, usize),
         header: &[u8],
         outer: OuterPath,
     ) -> Option<()> {
         let payload = segmenter.payload(number);
         let payload = start + payload.start..start + payload.end;
-        let sum = checksum::sum(&self.bytes_mut()[payload.clone()]);
+        let sum = checksum::sum(&self.buffers.bytes_mut(buffer)[payload.clone()]);
         let headers_bytes = header.len() + segmenter.headers_bytes();
         let (scratch, room) = self.sends.scratch(headers_bytes, self.buffers)?;
         let out = &mut self.buffers.bytes_mut(scratch)[room.clone()];
@@ -262,10 +378,7 @@ impl<B: Buffers> Returning<'_, B> {
         segmenter.write(number, sum, &mut out[header.len()..]);
         let datagram = Datagram {
             packet_bytes: length(segmenter.headers_bytes() + payload.len()),
-            parts: ArrayVec::from([
-                Span::new(scratch, room),
-                Span::new(self.frame.buffer, payload),
-            ]),
+            parts: ArrayVec::from([Span::new(scratch, room), Span::new(buffer, payload)]),
             is_end: number > 0 && number + 1 == segmenter.segments(),
         };
         self.sends.take(self.endpoint.endpoint.slot, outer, &datagram, self.plan);
@@ -273,20 +386,16 @@ impl<B: Buffers> Returning<'_, B> {
     }
 }
 
-/// What `find` knows of the flow of a packet, which may stand for `packets` packets.
-fn flow_of(
-    packet: &[u8],
-    packets: usize,
-    find: impl FnOnce(&FiveTuple) -> Option<StoredHeader>,
-) -> Result<StoredHeader, Unsent> {
-    let inner =
-        inner::parse_any(packet).map_err(|_| Unsent::Dropped(DropReason::TunBadFrame, packets))?;
-    find(&inner.tuple).ok_or_else(|| {
-        if packets == 1 && inner::is_host_noise(packet) {
-            return Unsent::Noise;
-        }
+/// What to do with a packet without a header, which may stand for `packets` packets.
+#[cold]
+fn why_unknown(packet: &[u8], inner: &Inner, packets: usize) -> Unsent {
+    if inner.part == Part::LaterFragment {
+        Unsent::Early(inner.tuple)
+    } else if packets == 1 && inner::is_host_noise(packet) {
+        Unsent::Noise
+    } else {
         Unsent::Dropped(DropReason::FlowUnknown, packets)
-    })
+    }
 }
 
 /// Reads a frame's header and completes the packet's checksum, if that is open. Nothing if the

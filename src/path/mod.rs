@@ -5,6 +5,7 @@
 //!   datagram ─▶ decap: header → endpoint → flow is learned ─▶ coalesce ─▶ job for gwi
 //!                              └▶ unknown or not ready ─▶ hold
 //!   frame    ─▶ encap: packet → flow is found → cut into segments ─▶ sends ─▶ job for the balancer
+//!                              └▶ a fragment that is early ─▶ waiting
 //! ```
 //!
 //! What is taken in one batch may leave together: packets of a flow as one frame, datagrams of an
@@ -18,9 +19,12 @@ mod coalesce;
 mod decap;
 mod encap;
 mod endpoints;
+mod errors;
 mod hold;
+mod lookup;
 pub mod plan;
 mod sends;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -28,7 +32,6 @@ use coalesce::Coalescer;
 pub use decap::Arrived;
 pub use decap::Decap;
 pub use decap::first_of_train;
-use encap::Answers;
 pub use encap::Frame;
 pub use encap::UDP_HEADER_BYTES;
 pub use encap::UdpPayload;
@@ -36,10 +39,13 @@ pub use encap::packet_in;
 pub use encap::prepend_udp_header;
 pub use endpoints::Endpoint;
 use endpoints::Endpoints;
+use errors::ErrorBudget;
 use hold::HoldArena;
+use lookup::Answers;
 use plan::Buffers;
 use plan::Plan;
 use sends::Sends;
+use waiting::WaitingRoom;
 
 use crate::flow::FlowTable;
 use crate::flow::Removed;
@@ -60,6 +66,9 @@ use crate::wire::gso::Transport;
 /// send, no send is open besides.)
 pub const PLAN_JOBS_MIN: usize = coalesce::FLOWS_MAX as usize + encap::FRAME_JOBS_SINGLY;
 
+/// Most fragments that wait for their first one.
+pub const WAITING_MAX: usize = waiting::FRAGMENTS_MAX;
+
 /// One worker's knowledge of endpoints and flows.
 #[derive(Debug)]
 pub struct Path {
@@ -72,6 +81,8 @@ pub struct Path {
     coalescer: Coalescer,
     sends: Sends,
     answers: Answers,
+    waiting: WaitingRoom,
+    errors: ErrorBudget,
     /// Why a packet was last dropped, until somebody asks.
     last_drop: Option<DropReason>,
     /// The shard that [`Self::expire`] looks at, and the step to the next one of this worker.
@@ -93,7 +104,9 @@ impl Path {
         Self {
             coalescer: Coalescer::new(offload),
             sends: Sends::new(offload.udp_gso),
-            answers: encap::no_answers(),
+            answers: lookup::no_answers(),
+            waiting: WaitingRoom::new(),
+            errors: ErrorBudget::default(),
             endpoints: Endpoints::new(endpoints_max),
             hold: HoldArena::new(),
             shard: worker % flows.shards(),
@@ -223,8 +236,9 @@ impl Path {
         self.endpoints.held_mut(endpoint).is_some_and(|held| !held.is_empty())
     }
 
-    /// Everything that is still held is dropped: the program ends.
+    /// Everything that is still held, or waits, is dropped: the program ends.
     pub fn drop_all_held(&mut self) {
+        self.drop_waiting();
         while let Some(held) = self.endpoints.take_any_held() {
             self.drop_held(held, DropReason::Shutdown);
         }

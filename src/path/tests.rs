@@ -1,5 +1,6 @@
 //! The path of whole packets: what is planned, held and counted for each.
 
+mod edges;
 mod round_trip;
 
 use std::collections::HashMap;
@@ -236,8 +237,12 @@ fn frames_that_cannot_return_are_counted_once_each() {
     cut.truncate(30);
     let mut segmented = frame(&ANSWER);
     segmented[1] = 1;
+    // A later fragment: its sender is told by the first.
     let mut large = [&ANSWER[..], &[0; 9000]].concat();
     large[2..4].copy_from_slice(&9028_u16.to_be_bytes());
+    large[7] = 1;
+    bench.arrive(&[&header(*b"abcd")[..], &large].concat(), outer(1));
+    bench.plan.clear();
     for (bytes, reason) in [
         (frame(&stranger), DropReason::FlowUnknown),
         (cut, DropReason::TunBadFrame),

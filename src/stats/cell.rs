@@ -127,7 +127,7 @@ impl FlowCounters {
 ///
 /// Conservation, whenever nothing is in flight:
 /// `from_gwlb = to_gwi + drops of direction decap`, and
-/// `from_gwi + from_gwo = to_gwlb + host_noise + drops of direction encap`.
+/// `from_gwi + from_gwo + too_big_sent = to_gwlb + host_noise + drops of direction encap`.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct EndpointCell {
@@ -143,6 +143,8 @@ pub struct EndpointCell {
     pub to_gwlb: Traffic,
     /// Packets that the target's own kernel emits on any link: neither loss nor activity.
     pub host_noise: Counter,
+    /// Answers that we made to packets above what the load balancer takes, and sent to it.
+    pub too_big_sent: Counter,
     /// Packets from the load balancer that did not reach `gwi`.
     pub decap_drops: Drops,
     /// Packets from the TUN that did not reach the load balancer.

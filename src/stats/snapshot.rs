@@ -132,6 +132,8 @@ pub struct EndpointSnapshot {
     pub foreign: u64,
     /// See [`EndpointCell::host_noise`].
     pub host_noise: u64,
+    /// See [`EndpointCell::too_big_sent`].
+    pub too_big_sent: u64,
     /// See [`EndpointCell::decap_drops`].
     pub decap_drops: DropsSnapshot,
     /// See [`EndpointCell::encap_drops`].
@@ -167,6 +169,7 @@ impl EndpointSnapshot {
             all.from_gwo += (&cell.from_gwo).into();
             all.to_gwlb += (&cell.to_gwlb).into();
             all.host_noise += cell.host_noise.get();
+            all.too_big_sent += cell.too_big_sent.get();
             all.decap_drops += (&cell.decap_drops).into();
             all.encap_drops += (&cell.encap_drops).into();
             all.last_seen = all.last_seen.max(cell.last_seen.get());

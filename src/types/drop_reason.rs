@@ -68,6 +68,8 @@ drop_reasons! {
     NotReady => "not_ready",
     /// A packet from the host belongs to no flow that the load balancer has sent.
     FlowUnknown => "flow_unknown",
+    /// A later fragment from the host did not see its packet's first one in time.
+    FragmentUnmatched => "fragment_unmatched",
     /// The flow table is full and nothing in reach may be evicted.
     FlowLimit => "flow_limit",
     /// The TUN queue took no more.

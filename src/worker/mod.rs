@@ -80,6 +80,9 @@ const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How long a worker sleeps while datagrams wait for a queue to be read.
 const PRESSED_TICK: Duration = Duration::from_millis(1);
 
+/// How long a worker sleeps while fragments wait for their first one.
+const WAITING_TICK: Duration = Duration::from_millis(5);
+
 /// Time in which every flow is looked at once to see whether it is idle. A worker without traffic
 /// takes longer where flows or shards are many: it turns four times a second, and a turn looks at
 /// one shard and at no more than [`EXPIRY_FLOWS_MAX`] flows of it.
@@ -315,6 +318,7 @@ impl Worker {
         self.completions.clear();
         self.take_frames();
         self.read_the_readable();
+        self.send_waiting();
         self.replay_held();
         self.take_datagrams();
         self.adapt_merging();
@@ -351,6 +355,8 @@ impl Worker {
             _ if can_read || can_take || !self.replaying.is_empty() => Duration::ZERO,
             // Mostly what ends that is a completion: a frame that was read.
             _ if !datagrams.is_empty() => PRESSED_TICK,
+            // Another worker may have what they wait for.
+            Phase::Running if self.path.has_waiting() => WAITING_TICK,
             Phase::Running => IDLE_TICK,
             Phase::Draining(_) | Phase::Stopping(_) => Duration::from_millis(10),
         }

@@ -86,6 +86,17 @@ impl Worker {
         }
     }
 
+    /// Sends the fragments that waited and need not any more.
+    pub(super) fn send_waiting(&mut self) {
+        if !self.path.has_waiting() {
+            return;
+        }
+        if self.path.has_room(&self.plan, path::WAITING_MAX) || self.execute() {
+            let Self { path, plan, driver, looked_into, now, .. } = self;
+            path.send_waiting(*now, &mut BatchBuffers { driver, looked_into }, plan);
+        }
+    }
+
     /// Shows the log a frame that the path has had.
     #[cold]
     fn look_at_frame(

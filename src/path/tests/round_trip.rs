@@ -24,7 +24,8 @@ struct Step {
     payload_bytes: u16,
     push: bool,
     corrupt: bool,
-    fragment: bool,
+    /// Whether it is a fragment, and then whether it is not the first one.
+    fragment: Option<bool>,
     /// Which of two outer paths and cookies.
     other_header: bool,
     /// Whether the datagram stands in a buffer of its own, or behind the last one.
@@ -41,7 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         payload_bytes,
         push: odd.0,
         corrupt: odd.1,
-        fragment: odd.2,
+        fragment: odd.2.then_some(new_buffer),
         other_header: odd.3,
         new_buffer,
     });
@@ -71,7 +72,10 @@ impl Senders {
         let mut ip = vec![0x45, 0];
         ip.extend((20 + bytes).to_be_bytes());
         ip.extend(id.to_be_bytes());
-        ip.extend(if step.fragment { [0x20, 0] } else { [0x40, 0] });
+        ip.extend(match step.fragment {
+            None => [0x40, 0],
+            Some(is_later) => [0x20, u8::from(is_later)],
+        });
         ip.extend([64, number, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
         ipv4::Header::new_checked(&mut ip).unwrap().fill_checksum();
         let addresses = Addresses::V4 { src: [10, 0, 0, 1], dst: [10, 0, 0, 2] };
@@ -95,13 +99,12 @@ impl Senders {
     }
 }
 
-/// What order is kept for: the flow, or the fragments of these hosts.
-fn flow_of(packet: &[u8]) -> (u8, Option<u8>) {
-    let is_fragment = packet[6] & 0x20 != 0;
-    (packet[9], (!is_fragment).then(|| packet[21]))
+/// What order is kept for: the flow, or a packet's later fragments, which may take another path.
+fn flow_of(packet: &[u8]) -> (u8, Result<u8, u8>) {
+    (packet[9], if packet[7] == 0 { Ok(packet[21]) } else { Err(packet[5]) })
 }
 
-fn by_flow(packets: &[Vec<u8>]) -> HashMap<(u8, Option<u8>), Vec<&Vec<u8>>> {
+fn by_flow(packets: &[Vec<u8>]) -> HashMap<(u8, Result<u8, u8>), Vec<&Vec<u8>>> {
     let mut flows: HashMap<_, Vec<_>> = HashMap::new();
     for packet in packets {
         flows.entry(flow_of(packet)).or_default().push(packet);
@@ -227,7 +230,7 @@ fn step(flow: u8, payload_bytes: u16) -> Step {
         payload_bytes,
         push: false,
         corrupt: false,
-        fragment: false,
+        fragment: None,
         other_header: false,
         new_buffer: true,
     }
@@ -255,8 +258,11 @@ fn what_does_not_merge_closes_its_flow_first() {
     let corrupt = Step { corrupt: true, ..step(1, 9) };
     assert_eq!(merged(&[step(1, 9), step(1, 9), corrupt, step(1, 9), step(1, 9)]), [2, 1, 2]);
     assert_eq!(merged(&[corrupt, step(1, 9), step(1, 9)]), [1, 2], "the first one too");
-    let fragment = Step { fragment: true, ..step(1, 9) };
-    assert_eq!(merged(&[step(1, 9), step(2, 9), step(2, 9), fragment]), [1, 2, 1]);
+    let fragment = |is_later| Step { fragment: Some(is_later), ..step(1, 9) };
+    let before = [step(1, 9), step(2, 9), step(2, 9)];
+    assert_eq!(merged(&[&before[..], &[fragment(false)]].concat()), [1, 1, 2]);
+    // Of which flow it is, it does not say.
+    assert_eq!(merged(&[&before[..], &[fragment(true)]].concat()), [1, 2, 1]);
 }
 
 /// A kernel that took a super-packet at the start may refuse one later.
