@@ -50,7 +50,7 @@ fn links_and_ids_are_those_of_the_reference() {
             let start = format!(": {side}-{digits}: ");
             let link = listing.lines().find(|line| line.contains(&start)).expect("the link");
             for part in [
-                "<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 8500 qdisc mq ",
+                "<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 8500 qdisc noqueue ",
                 " qlen 4096",
                 " link/none ",
                 " tun type tun pi off ",
