@@ -220,6 +220,7 @@ pub(super) mod tests {
         }
         cell.encap_drops.add(DropReason::FlowUnknown, 4);
         cell.decap_drops.count(DropReason::TunFull);
+        cell.too_big_sent.add(5);
         let now = Moment::from_secs(101);
         let cells = [Arc::new(cell)];
         let id = EndpointId(0x0123_4567_89ab_cdef);

@@ -77,8 +77,8 @@ impl Netlink {
     /// A TUN has room for 256 queues, however many are in use. The kernel would give each of them a
     /// `pfifo_fast` of three times the queue length, 25 MiB for 4,096 packets, in which no packet
     /// ever waits: the driver takes what comes, or drops it. It cannot when that length is 0, and
-    /// falls back to `noqueue` (`attach_default_qdiscs`, `net/sched/sch_generic.c`), which the kernel
-    /// log mentions. As it is still the default one, `tc qdisc add ... root` finds its place free.
+    /// falls back to `noqueue` (`attach_default_qdiscs`, `net/sched/sch_generic.c`), which the
+    /// kernel log mentions. As that is a default one too, `tc qdisc add ... root` works as ever.
     ///
     /// # Errors
     /// The kernel's answer: `ENODEV`, `EPERM`, `EINVAL` for an MTU out of range.

@@ -29,6 +29,7 @@
 mod bytes;
 mod cli;
 mod crowds;
+mod edges;
 mod headers;
 mod health;
 mod hooks;

@@ -131,7 +131,7 @@ impl Daemon {
                 self.gwlb.counters().host_noise += 1;
                 continue;
             }
-            if bytes > INNER_BYTES_MAX {
+            if bytes > INNER_BYTES_MAX && !self.gwlb.lets_large_in() {
                 self.gwlb.counters().too_large += 1;
                 continue;
             }

@@ -9,6 +9,10 @@
 //! headers may be under way. So every direction of a flow remembers its *variants* (node, port,
 //! GENEVE header), and an older one is accepted as long as the direction has sent no more than
 //! [`Config::in_flight_packets`] since its last use.
+//!
+//! Later fragments have no ports, so they are a flow of their hosts and protocol. What the target
+//! makes itself has no flow: an ICMP error is accepted under the header of the packet that it
+//! quotes, a later fragment under that of its first one, which must have come back before it.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -30,6 +34,7 @@ use super::layout::Geneve;
 use super::layout::Outer;
 use super::layout::OuterFault;
 use super::layout::Returned;
+use super::layout::Tuple;
 use super::report::Breach;
 use super::report::NodeReport;
 use super::report::Report;
@@ -74,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) roam_packets: u64,
     /// How long an outdated header is still accepted, in packets of the direction.
     pub(crate) in_flight_packets: u64,
+    /// Whether packets above what AWS documents reach the target all the same, as has been seen.
+    pub(crate) lets_large_in: bool,
     /// Seed of ports, nodes and cookies.
     pub(crate) seed: u64,
     /// After how long without a packet of a host a TCP flow is over. Its next packet begins a
@@ -95,6 +102,7 @@ impl Default for Config {
             cookies: CookieRule::PerFlow,
             roam_packets: 0,
             in_flight_packets: 4096,
+            lets_large_in: false,
             seed: 1,
             tcp_idle: Duration::from_secs(350),
             group: GroupConfig::default(),
@@ -147,6 +155,8 @@ pub(crate) struct Gwlb {
     config: Config,
     endpoints: HashSet<u64>,
     flows: HashMap<FlowKey, Flow>,
+    /// The flow of each first fragment that came back, and its direction there.
+    first_fragments: HashMap<(u64, Tuple, u32), (FlowKey, usize)>,
     group: Group,
     /// Time since the start; only [`Self::advance`] moves it.
     now: Duration,
@@ -168,6 +178,7 @@ impl Gwlb {
             config,
             endpoints: HashSet::new(),
             flows: HashMap::new(),
+            first_fragments: HashMap::new(),
             now: Duration::ZERO,
             changes: Vec::new(),
             report: Report::default(),
@@ -205,6 +216,11 @@ impl Gwlb {
     fn tell_registration(&mut self) {
         let (state, reason) = self.group.described(0);
         self.changes.push(format!("target: {state} {reason}"));
+    }
+
+    /// See [`Config::lets_large_in`].
+    pub(crate) fn lets_large_in(&self) -> bool {
+        self.config.lets_large_in
     }
 
     /// What changed since the last call, a line each.
@@ -396,7 +412,7 @@ impl Gwlb {
     }
 
     fn judge<'a>(
-        &self,
+        &mut self,
         packet: &'a [u8],
         checksum_ready: bool,
     ) -> Result<Option<(Delivery<'a>, bool)>, (Breach, String)> {
@@ -420,11 +436,17 @@ impl Gwlb {
         let Some(tuple) = layout::inner_tuple(geneve.inner) else {
             return Err((Breach::MissingFlowEntry, "inner bytes are no IP packet".into()));
         };
-        let (key, lane) = FlowKey::of(geneve.endpoint, tuple);
-        let Some(flow) = self.flows.get(&key) else {
-            return Err((Breach::MissingFlowEntry, format!("{tuple:?}")));
-        };
-        let is_own_direction = self.match_variant(flow, lane, &back, &geneve)?;
+        let own = FlowKey::of(geneve.endpoint, tuple);
+        let (key, lane, is_own_direction) =
+            self.match_flow(own, &back, &geneve).or_else(|why| {
+                let related = self.related(&geneve).ok_or(why)?;
+                self.match_flow(related, &back, &geneve)
+            })?;
+        if let Some(((common, id), true)) = layout::fragment(geneve.inner) {
+            assert!(self.first_fragments.len() < FLOWS_MAX, "too many fragments");
+            self.first_fragments.insert((geneve.endpoint, common, id), (key, lane));
+        }
+        let flow = &self.flows[&key];
         if geneve.inner.len() > layout::INNER_BYTES_MAX {
             let why = format!("{} bytes inside", geneve.inner.len());
             return Err((Breach::InnerTooLarge, why));
@@ -433,6 +455,29 @@ impl Gwlb {
         let delivery =
             Delivery { endpoint: geneve.endpoint, to: from.other(), inner: geneve.inner };
         Ok(Some((delivery, is_own_direction)))
+    }
+
+    /// The flow and the direction that a packet of the target's own belongs to.
+    fn related(&self, geneve: &Geneve<'_>) -> Option<(FlowKey, usize)> {
+        if let Some(((common, id), false)) = layout::fragment(geneve.inner) {
+            return self.first_fragments.get(&(geneve.endpoint, common, id)).copied();
+        }
+        let tuple = layout::quoting_tuple(geneve.inner)?;
+        Some(FlowKey::of(geneve.endpoint, tuple))
+    }
+
+    /// Whether there is such a flow, with this header; and [`Self::match_variant`].
+    fn match_flow(
+        &self,
+        (key, lane): (FlowKey, usize),
+        back: &Returned<'_>,
+        geneve: &Geneve<'_>,
+    ) -> Result<(FlowKey, usize, bool), (Breach, String)> {
+        let Some(flow) = self.flows.get(&key) else {
+            return Err((Breach::MissingFlowEntry, format!("{key:?}")));
+        };
+        let is_own_direction = self.match_variant(flow, lane, back, geneve)?;
+        Ok((key, lane, is_own_direction))
     }
 
     /// Whether the header is one of the packet's own direction (true) or, which AWS takes as

@@ -189,52 +189,99 @@ pub(crate) struct Tuple {
     pub(crate) dst: End,
 }
 
-/// The 5-tuple of an inner packet. Ports are read of TCP and UDP, not of fragments.
+impl Tuple {
+    fn reversed(self) -> Self {
+        Self { protocol: self.protocol, src: self.dst, dst: self.src }
+    }
+}
+
+/// The 5-tuple of an inner packet. Ports are read of TCP and UDP; later fragments have none.
 pub(crate) fn inner_tuple(packet: &[u8]) -> Option<Tuple> {
+    walk(packet).map(|inner| inner.tuple)
+}
+
+/// An ICMP error belongs to the flow of the packet that it quotes, in the other direction.
+pub(crate) fn quoting_tuple(packet: &[u8]) -> Option<Tuple> {
+    let Inner { tuple, transport, .. } = walk(packet)?;
+    let is_error = match (tuple.protocol, transport.first()?) {
+        (1, kind) => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        (58, kind) => *kind < 128,
+        _ => false,
+    };
+    if is_error { inner_tuple(transport.get(8..)?).map(Tuple::reversed) } else { None }
+}
+
+/// What the fragments of a packet have in common, and whether this is the first one.
+pub(crate) fn fragment(packet: &[u8]) -> Option<((Tuple, u32), bool)> {
+    let Inner { tuple, fragment, .. } = walk(packet)?;
+    let (id, is_first) = fragment?;
+    let common = Tuple { src: (tuple.src.0, 0), dst: (tuple.dst.0, 0), ..tuple };
+    Some(((common, id), is_first))
+}
+
+/// What is found on the way to a packet's ports.
+struct Inner<'a> {
+    tuple: Tuple,
+    transport: &'a [u8],
+    /// Of a fragment: its id, and whether it is the first one.
+    fragment: Option<(u32, bool)>,
+}
+
+fn walk(packet: &[u8]) -> Option<Inner<'_>> {
     match packet.first()? >> 4 {
-        4 => ipv4_tuple(packet),
-        6 => ipv6_tuple(packet),
+        4 => walk_ipv4(packet),
+        6 => walk_ipv6(packet),
         _ => None,
     }
 }
 
-fn ipv4_tuple(packet: &[u8]) -> Option<Tuple> {
+fn walk_ipv4(packet: &[u8]) -> Option<Inner<'_>> {
     if packet.len() < 20 {
         return None;
     }
     let protocol = packet[9];
-    let is_fragment = u16_at(packet, 6) & 0x3fff != 0;
-    let behind = usize::from(packet[0] & 15) * 4;
-    let ports = ports(protocol, is_fragment, packet.get(behind..)?);
+    let cut = u16_at(packet, 6) & 0x3fff;
+    // The offset are the lower 13 bits.
+    let fragment = (cut != 0).then(|| (u16_at(packet, 4).into(), cut << 3 == 0));
+    let transport = packet.get(usize::from(packet[0] & 15) * 4..)?;
+    let ports = ports(protocol, fragment, transport);
     let address = |at| IpAddr::V4(Ipv4Addr::from(u32_at(packet, at)));
-    Some(Tuple { protocol, src: (address(12), ports.0), dst: (address(16), ports.1) })
+    let tuple = Tuple { protocol, src: (address(12), ports.0), dst: (address(16), ports.1) };
+    Some(Inner { tuple, transport, fragment })
 }
 
-fn ipv6_tuple(packet: &[u8]) -> Option<Tuple> {
+fn walk_ipv6(packet: &[u8]) -> Option<Inner<'_>> {
     if packet.len() < 40 {
         return None;
     }
     let mut protocol = packet[6];
     let mut behind = 40;
-    let mut is_fragment = false;
+    let mut fragment = None;
+    let is_later = |fragment: Option<(u32, bool)>| fragment.is_some_and(|(_, is_first)| !is_first);
     // Hop-by-hop 0, routing 43, fragment 44, destination options 60 (RFC 8200 §4).
-    while matches!(protocol, 0 | 43 | 44 | 60) && !is_fragment {
+    while matches!(protocol, 0 | 43 | 44 | 60) && !is_later(fragment) {
         let header = packet.get(behind..behind + 8)?;
+        let cut = u16_at(header, 2);
         // An atomic fragment is a whole packet (RFC 6946).
-        is_fragment = protocol == 44 && u16_at(header, 2) & 0xfff9 != 0;
+        if protocol == 44 && cut & 0xfff9 != 0 {
+            fragment = Some((u32_at(header, 4), cut & 0xfff8 == 0));
+        }
         behind += if protocol == 44 { 8 } else { 8 + usize::from(header[1]) * 8 };
         protocol = header[0];
     }
-    let ports = ports(protocol, is_fragment, packet.get(behind..).unwrap_or(&[]));
+    let transport = packet.get(behind..).unwrap_or(&[]);
+    let ports = ports(protocol, fragment, transport);
     let address = |at: usize| {
         let octets: [u8; 16] = packet[at..at + 16].try_into().expect("16 bytes");
         IpAddr::V6(Ipv6Addr::from(octets))
     };
-    Some(Tuple { protocol, src: (address(8), ports.0), dst: (address(24), ports.1) })
+    let tuple = Tuple { protocol, src: (address(8), ports.0), dst: (address(24), ports.1) };
+    Some(Inner { tuple, transport, fragment })
 }
 
-fn ports(protocol: u8, is_fragment: bool, segment: &[u8]) -> (u16, u16) {
-    let has_ports = matches!(protocol, 6 | 17) && !is_fragment && segment.len() >= 4;
+fn ports(protocol: u8, fragment: Option<(u32, bool)>, segment: &[u8]) -> (u16, u16) {
+    let is_later = fragment.is_some_and(|(_, is_first)| !is_first);
+    let has_ports = matches!(protocol, 6 | 17) && !is_later && segment.len() >= 4;
     if has_ports { (u16_at(segment, 0), u16_at(segment, 2)) } else { (0, 0) }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct Lab {
     pub(crate) config: Config,
     pub(crate) topology: Topology,
     pub(crate) scratch: Scratch,
+    /// MTU of the hosts' links.
+    pub(crate) host_mtu: u16,
 }
 
 impl Lab {
@@ -80,7 +82,8 @@ impl Lab {
             target_gro: false,
         };
         vary(&mut plan);
-        Self { topology: Topology::build(&plan).expect("namespaces"), config, scratch }
+        let topology = Topology::build(&plan).expect("namespaces");
+        Self { topology, config, scratch, host_mtu: INNER_MTU }
     }
 
     /// Starts the load balancer between hosts and target.
@@ -96,7 +99,7 @@ impl Lab {
     }
 
     fn start_simulator(&self, probers: Option<Probers>) -> Simulator {
-        let links = host_links(&self.topology, ENDPOINT_FIRST, INNER_MTU).expect("hosts' TUNs");
+        let links = host_links(&self.topology, ENDPOINT_FIRST, self.host_mtu).expect("hosts' TUNs");
         let wire = self.topology.open_wire().expect("the wire");
         Simulator::start(Daemon::new(Gwlb::new(self.config.clone()), wire, links, probers))
     }

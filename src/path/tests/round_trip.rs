@@ -100,11 +100,13 @@ impl Senders {
 }
 
 /// What order is kept for: the flow, or a packet's later fragments, which may take another path.
-fn flow_of(packet: &[u8]) -> (u8, Result<u8, u8>) {
+type Ordered = (u8, Result<u8, u8>);
+
+fn flow_of(packet: &[u8]) -> Ordered {
     (packet[9], if packet[7] == 0 { Ok(packet[21]) } else { Err(packet[5]) })
 }
 
-fn by_flow(packets: &[Vec<u8>]) -> HashMap<(u8, Result<u8, u8>), Vec<&Vec<u8>>> {
+fn by_flow(packets: &[Vec<u8>]) -> HashMap<Ordered, Vec<&Vec<u8>>> {
     let mut flows: HashMap<_, Vec<_>> = HashMap::new();
     for packet in packets {
         flows.entry(flow_of(packet)).or_default().push(packet);
