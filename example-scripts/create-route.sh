@@ -6,9 +6,9 @@
 #   gwi-<X> ──▶ filters (nft, iptables FORWARD), IDS ──▶ gwo-<X>
 #
 # The load balancer sends both directions of every flow in through gwi, so one route serves both.
-# The host is a router: it takes one off the TTL, and what it has to say about that it says by its
-# own default route, so traceroute shows no answer from here. Packets for the host's own addresses
-# are for the host. Endpoints may use the same addresses: each has a routing table of its own.
+# The host is a router: it takes one off the TTL, and what it has to say about that takes its routes,
+# so traceroute shows an answer from here only if one leads to gwo. Packets for the host's own
+# addresses are for the host. Endpoints may use the same addresses: each has a routing table.
 #
 # Arguments, as gwlbtun gives them: CREATE|DESTROY <gwi link> <gwo link> <endpoint id>.
 # Running CREATE or DESTROY twice does no harm; a CREATE that fails leaves nothing.

@@ -24,6 +24,8 @@ use clap::error::ContextValue;
 use clap::error::ErrorKind;
 use clap::value_parser;
 
+use crate::types::TcpSegmentMax;
+
 /// Text behind the list of options: what a hook is called with.
 const HOOK_HELP: &str = "\
 Hooks are run through /bin/sh with four arguments:
@@ -220,6 +222,21 @@ pub struct Args {
         allow_hyphen_values = true
     )]
     pub reserve: Vec<String>,
+
+    /// Let TCP connections agree on segments of BYTES at most, 536 to 8460, and 20 less in IPv6:
+    /// for hosts whose links take more than the load balancer, and which do not listen to ICMP
+    /// [without BYTES: 8460].
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "BYTES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "8460",
+        value_parser = value_parser!(u16).range(TcpSegmentMax::RANGE),
+        allow_hyphen_values = true
+    )]
+    pub clamp_mss: Option<u16>,
 
     /// Receive queue of each worker's UDP socket in megabytes; 0 is the kernel's default
     /// [default: 128, less where memory is small].

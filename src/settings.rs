@@ -31,6 +31,7 @@ pub use crate::cli::Steer;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::types::Offload;
+use crate::types::TcpSegmentMax;
 use crate::types::WorkerId;
 use reserve::ReserveError;
 
@@ -95,6 +96,8 @@ pub struct Settings {
     /// Whether a program is to choose the queues of TUNs, so that a packet comes back to its
     /// worker.
     pub tun_steering: bool,
+    /// What TCP connections may agree on as their largest segment, if that is limited.
+    pub clamp_mss: Option<TcpSegmentMax>,
     /// Flows to remember at most.
     pub flows_max: u32,
     /// Endpoints to serve at most, 1 to 4096.
@@ -206,6 +209,7 @@ impl Settings {
             steer: args.steer,
             vector_checksum: !args.no_vector_checksum && !args.no_offload,
             tun_steering: !args.no_tun_steering,
+            clamp_mss: args.clamp_mss.map(TcpSegmentMax::new),
             flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,
             warnings,

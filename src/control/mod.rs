@@ -276,7 +276,8 @@ impl Control {
             self.log.line(Section::Core, Level::Important, format_args!("{warning}"));
         }
         let samples = self.samples.wish();
-        let policy = Arc::new(Policy { samples, ..Policy::new(self.settings.tcp_idle) });
+        let Settings { tcp_idle, clamp_mss, .. } = *self.settings;
+        let policy = Arc::new(Policy { clamp_mss, samples, ..Policy::new(tcp_idle) });
         self.post_all(|_| Command::Policy(Arc::clone(&policy)));
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Path;
+use super::clamp::clamp_mss;
 use super::coalesce::FlowId;
 use super::coalesce::Piece;
 use super::endpoints::Readiness;
@@ -121,6 +122,9 @@ impl Path {
                 endpoint.cell.last_seen.set(now);
                 let header_bytes = meta.header_bytes;
                 let packet = datagram.start + header_bytes..datagram.end;
+                if let Some(most) = self.clamp_mss {
+                    clamp_mss(&mut buffers.bytes_mut(buffer)[packet.clone()], most);
+                }
                 let piece = Piece { buffer, packet, header_bytes };
                 self.coalescer.take(flow, known, &header, piece, buffers, plan);
             }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 
 use super::Path;
+use super::clamp::clamp_mss;
 use super::endpoints::Endpoint;
 use super::errors::ErrorBudget;
 use super::lookup::Lookup;
@@ -25,6 +26,7 @@ use crate::types::INNER_BYTES_MAX;
 use crate::types::Moment;
 use crate::types::OuterPath;
 use crate::types::Side;
+use crate::types::TcpSegmentMax;
 use crate::wire::Addresses;
 use crate::wire::FiveTuple;
 use crate::wire::checksum;
@@ -147,7 +149,7 @@ impl Path {
         let mut returning = Returning { endpoint, lookup, sends, errors, buffers, plan };
         let returned = match content {
             Ok(Some(segmenter)) => returning.segments(frame, &segmenter),
-            Ok(None) => returning.packet(frame),
+            Ok(None) => returning.packet(frame, self.clamp_mss),
             Err(reason) => Err(Unsent::Dropped(reason, packets)),
         };
         let (reason, packets) = match returned {
@@ -256,9 +258,12 @@ impl<B: Buffers> Returning<'_, B> {
     }
 
     /// One packet: its flow's header goes into the room before it.
-    fn packet(&mut self, frame: &Frame) -> Result<(), Unsent> {
+    fn packet(&mut self, frame: &Frame, segment_max: Option<TcpSegmentMax>) -> Result<(), Unsent> {
         let at = packet_in(frame.frame.clone());
         let stored = self.header(frame, 1)?;
+        if let Some(most) = segment_max {
+            clamp_mss(&mut self.buffers.bytes_mut(frame.buffer)[at.clone()], most);
+        }
         if at.len() > INNER_BYTES_MAX {
             self.refuse_packet(frame);
             return Err(Unsent::Dropped(DropReason::Mtu, 1));

@@ -15,6 +15,7 @@
 //! endpoints' header templates.
 
 mod batch;
+mod clamp;
 mod coalesce;
 mod decap;
 mod encap;
@@ -59,6 +60,7 @@ use crate::types::EndpointSlot;
 use crate::types::Moment;
 use crate::types::Offload;
 use crate::types::OuterPath;
+use crate::types::TcpSegmentMax;
 use crate::wire::gso::Transport;
 
 /// Jobs that a plan must have room for, so that [`Path::has_room`] holds for an empty one: a frame
@@ -78,6 +80,7 @@ pub struct Path {
     cell: Arc<WorkerCell>,
     tally: Tally,
     ttl: Ttl,
+    clamp_mss: Option<TcpSegmentMax>,
     coalescer: Coalescer,
     sends: Sends,
     answers: Answers,
@@ -115,6 +118,7 @@ impl Path {
             cell,
             tally: Tally::default(),
             ttl: Ttl { tcp_secs: 350, other_secs: 120 },
+            clamp_mss: None,
             last_drop: None,
         }
     }
@@ -154,6 +158,11 @@ impl Path {
     /// New idle times for flows.
     pub fn set_ttl(&mut self, ttl: Ttl) {
         self.ttl = ttl;
+    }
+
+    /// From now on TCP connections agree on no larger segments than this, if anything.
+    pub const fn set_clamp_mss(&mut self, most: Option<TcpSegmentMax>) {
+        self.clamp_mss = most;
     }
 
     /// Why the last packet was dropped, if one was since this was asked.

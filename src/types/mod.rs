@@ -12,6 +12,7 @@ mod flow_kind;
 mod moment;
 mod names;
 mod offload;
+mod tcp_segment_max;
 
 pub use drop_reason::DropReason;
 pub use endpoint::EndpointId;
@@ -25,6 +26,7 @@ pub use names::LinkName;
 pub use names::Side;
 pub use offload::Downgrade;
 pub use offload::Offload;
+pub use tcp_segment_max::TcpSegmentMax;
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -116,10 +116,12 @@ pub fn is_later_fragment(packet: &[u8]) -> bool {
     Layers::of(packet).and_then(|layers| layers.fragment).is_some_and(|it| it.is_later)
 }
 
-/// Where the transport header of a packet is, in bytes from its start; nothing if it has none, or
-/// is a later fragment. `packet` ends where the packet does.
-pub fn transport_start(packet: &[u8]) -> Option<usize> {
-    Layers::of(packet)?.transport.map(|transport| packet.len() - transport.len())
+/// Where the TCP header is in bytes that begin with a packet, and the packet's family. Nothing if
+/// there is none.
+pub fn tcp_start(packet: &[u8]) -> Option<(Family, usize)> {
+    let layers = Layers::of(packet)?;
+    let transport = layers.transport.filter(|_| layers.protocol == protocol::TCP)?;
+    Some((layers.family(), packet.len() - transport.len()))
 }
 
 fn parse_v4(packet: &[u8]) -> Result<Inner, DropReason> {

@@ -73,6 +73,14 @@ pub mod flag {
     pub const CWR: u8 = 0x80;
 }
 
+/// Kinds of options (RFC 9293 §3.2).
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const NO_OPERATION: u8 = 1;
+    pub(super) const MSS: u8 = 2;
+    pub(super) const MSS_BYTES: usize = 4;
+}
+
 /// Bytes that begin with a whole TCP header.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<T> {
@@ -146,6 +154,30 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Header<T> {
         self.bytes.as_mut()[field::FLAGS] = flags;
     }
 
+    /// Lowers the maximum segment size that a SYN offers (RFC 9293 §3.7.1), if it is higher, and
+    /// corrects the checksum. A SYN that offers none is left alone: its sender is not to be sent
+    /// more than 536 or 1,220 bytes anyway.
+    pub fn clamp_mss(&mut self, most: u16) {
+        if self.flags() & flag::SYN == 0 {
+            return;
+        }
+        let Some(at) = mss_at(self.options()).map(|at| HEADER_BYTES_MIN + at) else {
+            return;
+        };
+        if be16(self.bytes.as_ref(), at..at + 2) <= most {
+            return;
+        }
+        // The option may begin anywhere, and then two words change. The header is a multiple of
+        // four bytes long, so both are in it.
+        let words = at & !1..(at + 3) & !1;
+        let before = checksum::sum(&self.bytes.as_ref()[words.clone()]).fold();
+        self.bytes.as_mut()[at..at + 2].copy_from_slice(&most.to_be_bytes());
+        let after = checksum::sum(&self.bytes.as_ref()[words]).fold();
+        let checksum = be16(self.bytes.as_ref(), field::CHECKSUM);
+        let checksum = checksum::update(checksum, before, after);
+        self.bytes.as_mut()[field::CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
+    }
+
     /// Computes the checksum, after everything else is set. `payload` is the sum of what follows
     /// the header.
     pub fn fill_checksum(&mut self, pseudo_header: Sum, payload: Sum) {
@@ -154,6 +186,26 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Header<T> {
         header[field::CHECKSUM].fill(0);
         let checksum = (pseudo_header + checksum::sum(header) + payload).finish();
         header[field::CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// Where the value of the maximum segment size stands in the options. Nothing if there is none, or
+/// the options before it contradict themselves.
+fn mss_at(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let option_bytes = match *options.get(at)? {
+            option::END => return None,
+            option::NO_OPERATION => 1,
+            kind => match usize::from(*options.get(at + 1)?) {
+                option::MSS_BYTES if kind == option::MSS => {
+                    return (at + option::MSS_BYTES <= options.len()).then_some(at + 2);
+                }
+                0 | 1 => return None,
+                bytes => bytes,
+            },
+        };
+        at += option_bytes;
     }
 }
 
@@ -212,6 +264,74 @@ mod tests {
             bytes[12] = offset;
             assert!(Header::new_checked(&bytes).is_none(), "{offset:x}");
         }
+    }
+
+    /// A SYN with these options, its checksum valid.
+    fn syn(options: &[u8]) -> Vec<u8> {
+        let mut bytes = [&GOLDEN[..20], options].concat();
+        bytes[12] = u8::try_from(bytes.len() / 4).unwrap() << 4;
+        let mut header = Header::new_checked(&mut bytes).unwrap();
+        header.set_flags(flag::SYN);
+        header.fill_checksum(pseudo_header(), Sum::default());
+        bytes
+    }
+
+    #[test]
+    fn a_segment_size_is_lowered_where_it_is_higher() {
+        // The value where a word begins, and across two.
+        for (options, at) in [
+            (&[2, 4, 0x23, 0x00, 1, 3, 3, 7][..], 2),
+            (&[1, 2, 4, 0x23, 0x00, 3, 3, 7], 3),
+            (&[4, 2, 1, 2, 4, 0x23, 0x00, 0], 5),
+            (&[1, 1, 1, 1, 1, 2, 4, 0x23, 0x00, 0, 0, 0], 7),
+        ] {
+            for most in [0x2300, 0x22ff, 8460, 536, 0] {
+                let mut bytes = syn(options);
+                let mut expected = bytes.clone();
+                expected[20 + at..22 + at].copy_from_slice(&u16::to_be_bytes(most));
+                let mut header = Header::new_checked(&mut bytes).unwrap();
+                header.clamp_mss(most);
+                assert!(header.checksum_is_valid(pseudo_header(), Sum::default()), "{most}");
+                expected[16..18].copy_from_slice(&bytes[16..18]);
+                assert_eq!(bytes, expected, "{most}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_else_of_a_segment_is_touched() {
+        let mut low = syn(&[2, 4, 0x05, 0xb4]);
+        let mut no_syn = syn(&[2, 4, 0x23, 0x00]);
+        no_syn[13] = flag::ACK;
+        for mut bytes in [
+            std::mem::take(&mut low),
+            no_syn,
+            syn(&[0, 0, 0, 0, 2, 4, 0x23, 0x00]),
+            syn(&[3, 0, 0, 0, 2, 4, 0x23, 0x00]),
+            syn(&[3, 1, 0, 0, 2, 4, 0x23, 0x00]),
+            syn(&[1, 1, 2, 4]),
+            syn(&[1, 2, 4, 0x23]),
+            syn(&[1, 1, 1, 2]),
+            syn(&[2, 3, 0x23, 0]),
+            syn(&[3, 200, 2, 4]),
+            syn(&[]),
+        ] {
+            let before = bytes.clone();
+            Header::new_checked(&mut bytes).unwrap().clamp_mss(1460);
+            assert_eq!(bytes, before);
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_as_wrong() {
+        let mut bytes = syn(&[2, 4, 0x23, 0x00]);
+        bytes[17] ^= 1;
+        let mut header = Header::new_checked(&mut bytes).unwrap();
+        header.clamp_mss(1000);
+        assert!(!header.checksum_is_valid(pseudo_header(), Sum::default()));
+        bytes[17] ^= 1;
+        let header = Header::new_checked(&bytes).unwrap();
+        assert!(header.checksum_is_valid(pseudo_header(), Sum::default()));
     }
 
     #[test]

@@ -42,6 +42,7 @@ use crate::types::EndpointRef;
 use crate::types::Moment;
 use crate::types::OuterPath;
 use crate::types::Side;
+use crate::types::TcpSegmentMax;
 use crate::types::WorkerId;
 
 /// Everything a worker needs to serve an endpoint.
@@ -67,6 +68,8 @@ pub struct Policy {
     pub tcp_idle: Duration,
     /// Idle time after which any other flow is forgotten.
     pub other_idle: Duration,
+    /// What TCP connections may agree on as their largest segment, if that is limited.
+    pub clamp_mss: Option<TcpSegmentMax>,
     /// Which packets the log wants to see.
     pub samples: SampleWish,
 }
@@ -78,7 +81,8 @@ impl Policy {
 
     /// The policy with this idle time for TCP.
     pub fn new(tcp_idle: Duration) -> Self {
-        Self { tcp_idle, other_idle: Self::OTHER_IDLE, samples: SampleWish::default() }
+        let samples = SampleWish::default();
+        Self { tcp_idle, other_idle: Self::OTHER_IDLE, clamp_mss: None, samples }
     }
 }
 

@@ -36,6 +36,7 @@ impl Worker {
                 Command::StopMerging => self.stop_merging(),
                 Command::Policy(policy) => {
                     self.path.set_ttl(ttl(&policy));
+                    self.path.set_clamp_mss(policy.clamp_mss);
                     self.sampler.set_wish(policy.samples);
                 }
                 Command::Stop => self.begin_to_stop(),

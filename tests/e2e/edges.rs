@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
+use super::hosts::download;
 use crate::sim::gwlb::Config;
 use crate::sim::gwlb::CookieRule;
 use crate::sim::netns::SERVER_V4;
@@ -174,4 +175,20 @@ fn hosts_learn_what_the_load_balancer_takes() {
     assert!(answered.is_some_and(|count| count >= 2), "{status}");
     assert!(engine.drops("mtu") >= 2, "{status}");
     simulator.stop_clean();
+}
+
+/// Hosts of which one has heard of no limit, and the load balancer drops what is too big.
+#[test]
+fn tcp_with_links_above_8500_bytes() {
+    const BYTES: u64 = 20_000_000;
+    for arguments in [&["--clamp-mss"][..], &[]] {
+        let mut lab = Lab::new(1, Config { lets_large_in: true, ..config() });
+        lab.host_mtu = 8932;
+        let engine = Engine::passthrough(&lab, &[&["--workers", "2"], arguments].concat());
+        let simulator = lab.simulator();
+        download(&lab, 0, BYTES);
+        let is_clamped = !arguments.is_empty();
+        assert_eq!(engine.drops("mtu") == 0, is_clamped, "{}", engine.status());
+        simulator.stop_clean();
+    }
 }

@@ -412,3 +412,46 @@ fn segments_above_8500_bytes_are_answered_by_the_first() {
         assert_eq!(bench.lost(DropReason::Mtu), 4);
     }
 }
+
+/// A TCP packet from host 1 to host 2 with these flags and one option, an MSS.
+fn syn(family: Family, flags: u8, mss: u16) -> Vec<u8> {
+    let mut payload = vec![0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, flags, 0, 0, 0, 0, 0, 0];
+    payload.extend([2, 4]);
+    payload.extend(mss.to_be_bytes());
+    packet(family, (1, 2), protocol::TCP, None, &payload)
+}
+
+#[test]
+fn a_segment_size_is_lowered_both_ways() {
+    for family in BOTH {
+        let mut bench = Bench::attached();
+        bench.path.set_clamp_mss(Some(TcpSegmentMax::new(1400)));
+        let most = if family == Family::V4 { 1400 } else { 1380 };
+        let header = gwlb::Repr { endpoint: ID, attachment: 0, cookie: *b"abcd", family }.emit();
+        for (flags, mss, expected) in [
+            (0x02, 8960, most),
+            (0x12, 8960, most),
+            (0x02, most, most),
+            (0x02, 500, 500),
+            (0x10, 8960, 8960), // no SYN
+        ] {
+            let sent = syn(family, flags, mss);
+            let mss_of = |packet: &[u8]| {
+                let at = packet.len() - 2;
+                u16::from_be_bytes([packet[at], packet[at + 1]])
+            };
+            bench.arrive(&[&header[..], &sent].concat(), outer(1));
+            let (_, delivered) = bench.planned();
+            assert_eq!(mss_of(&delivered), expected, "{flags:x} {mss}");
+            bench.read(&frame(&sent), Side::Gwo);
+            let (.., returned) = bench.sent();
+            assert_eq!(mss_of(&returned), expected, "{flags:x} {mss}");
+        }
+        // Nothing else is looked at: UDP with the same bytes, a later fragment.
+        let mut udp = syn(family, 0x02, 8960);
+        udp[if family == Family::V4 { 9 } else { 6 }] = protocol::UDP;
+        bench.sends(family, *b"abcd", 1, &udp);
+        let later = packet(family, (1, 2), 6, Some(last(1)), &syn(family, 0x02, 8960)[20..]);
+        bench.sends(family, *b"abcd", 1, &later);
+    }
+}

@@ -217,8 +217,8 @@ fn fragments_of_ipv4() {
         assert_eq!(parse(&packet, Family::V4), Ok(expected), "{flags:x?}");
         let of_first = (part == Part::FirstFragment).then_some(later);
         assert_eq!(later_fragments(&packet), of_first, "{flags:x?}");
-        let has_transport = part != Part::LaterFragment;
-        assert_eq!(transport_start(&packet), has_transport.then_some(20), "{flags:x?}");
+        let has_tcp = part != Part::LaterFragment;
+        assert_eq!(tcp_start(&packet), has_tcp.then_some((Family::V4, 20)), "{flags:x?}");
     }
 }
 
@@ -240,8 +240,7 @@ fn fragments_of_ipv6() {
         assert_eq!(parse(&packet, Family::V6), Ok(expected), "{flags:x?}");
         let of_first = (part == Part::FirstFragment).then_some(later);
         assert_eq!(later_fragments(&packet), of_first, "{flags:x?}");
-        let has_transport = part != Part::LaterFragment;
-        assert_eq!(transport_start(&packet), has_transport.then_some(48), "{flags:x?}");
+        assert_eq!(tcp_start(&packet), None, "{flags:x?}");
     }
 }
 
@@ -252,6 +251,7 @@ fn the_ports_of_a_first_fragment_may_stand_behind_more_extension_headers() {
     let found = parse(&packet, Family::V6).unwrap();
     assert_eq!(found.tuple, tuple(V6, protocol::TCP, (443, 49152)));
     assert_eq!(later_fragments(&packet), Some(tuple(V6, 44, (0, 7))));
+    assert_eq!(tcp_start(&packet), Some((Family::V6, 56)));
 }
 
 #[test]
@@ -407,7 +407,7 @@ proptest! {
         let mut bytes = bytes;
         let _ = (parse(&bytes, Family::V4), parse(&bytes, Family::V6), is_host_noise(&bytes));
         let _ = (later_fragments(&bytes), quoted(&bytes));
-        prop_assert!(transport_start(&bytes).is_none_or(|start| start <= bytes.len()));
+        prop_assert!(tcp_start(&bytes).is_none_or(|(_, start)| start <= bytes.len()));
         // Random bytes hardly are a packet: help them.
         if let Some(first) = bytes.first_mut() {
             *first = if is_v6 { 0x60 } else { 0x40 | *first & 0x07 };
