@@ -6,8 +6,8 @@
 #   gwi-<X> ──▶ filters (nft, iptables FORWARD), IDS ──▶ gwo-<X>
 #
 # The load balancer sends both directions of every flow in through gwi, so one route serves both.
-# The host is a router: it takes one off the TTL. What it has to say about that takes its own routes,
-# so traceroute shows an answer from here if one of them leads to gwo. Packets for the host's own
+# The host is a router: it takes one off the TTL. What it says about that takes its own routes, so
+# traceroute shows an answer from here if one of them leads to gwo. Packets for the host's own
 # addresses are for the host. Endpoints may use the same addresses: each has a routing table.
 #
 # Arguments, as gwlbtun gives them: CREATE|DESTROY <gwi link> <gwo link> <endpoint id>.

@@ -254,6 +254,8 @@ fn packets_that_the_load_balancer_would_refuse_are_dropped_here() {
     // Above 8,500 bytes in, and so on its way out.
     injector.send(endpoint_id(0), &packets::udp(V4, (1, 2), &pattern(0, 8501 - 28)));
     wait_until("a packet of 8,501 bytes is dropped", || engine.drops("mtu") == 1);
+    let answer = injector.receive(PATIENCE).expect("its sender is told");
+    assert_eq!(answer.inner[20..22], [3, 4], "fragmentation needed");
     // A ping of the target's own on gwo, which belongs to no flow.
     let target = lab.topology.target();
     let gwo = "gwo-5bqWvzLwwkk";
