@@ -38,7 +38,8 @@ use crate::worker::mailbox::Attachment;
 use crate::worker::mailbox::Command;
 
 /// After a failure to create links, the next attempt for the same endpoint. Until then its
-/// workers hold datagrams and do not ask again.
+/// workers hold datagrams and do not ask again. And the least time from one creation to the next
+/// if somebody deletes the links each time.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// How long links of the same names may stand in the way: those of a process that was killed go
@@ -75,6 +76,8 @@ pub(super) struct Life {
     pub(super) notices: mpsc::Receiver<Notice>,
     /// What it lives by.
     pub(super) permit: Option<Permit>,
+    /// A link is gone, or a worker cannot use it: nothing but a new life helps.
+    pub(super) lost: bool,
 }
 
 /// A permit that control has taken over from a worker; it goes back when this is dropped.
@@ -105,7 +108,7 @@ impl Life {
             None => control.forget(self.id, DropReason::Shutdown),
         }
         drop(self.permit.take());
-        control.life_ended(self.id, self.endpoint);
+        control.life_ended(self.id, self.endpoint, self.lost);
     }
 
     /// Both links are there.
@@ -164,7 +167,7 @@ impl Life {
     }
 
     /// Serves it until its DESTROY hook has run. Other endpoints' hooks may come first: until its
-    /// own turn this one is served, and goes on if it is idle no more then.
+    /// own turn this one is served, and goes on if it is idle no more then, unless a link is lost.
     async fn serve_until_removed(
         &mut self,
         pair: &LinkPair,
@@ -176,10 +179,12 @@ impl Life {
         let cells = Rc::new(cells);
         self.attach(pair, &cells);
         loop {
-            self.until_idle(attached, &cells).await;
+            self.until_over(attached, &cells).await;
             let (control, cells) = (Rc::clone(&self.control), Rc::clone(&cells));
+            let lost = self.lost;
             let on_turn = move || {
                 let is_due = control.stopping.get()
+                    || lost
                     || idle_left(&control, attached, &cells) == Some(Duration::ZERO);
                 if is_due {
                     control.post_all(|_| Command::Closing(endpoint));
@@ -208,8 +213,8 @@ impl Life {
         });
     }
 
-    /// Waits for the end of the program, or of the endpoint's traffic.
-    async fn until_idle(&mut self, attached: Moment, cells: &[Arc<EndpointCell>]) {
+    /// Waits for the end of the program, of the endpoint's traffic, or of one of its links.
+    async fn until_over(&mut self, attached: Moment, cells: &[Arc<EndpointCell>]) {
         loop {
             let left = idle_left(&self.control, attached, cells);
             if left == Some(Duration::ZERO) {
@@ -220,6 +225,9 @@ impl Life {
                     Some(Notice::End) | None => return,
                     Some(Notice::QueueLost(worker, side, errno)) => {
                         self.queue_lost(worker, side, errno);
+                        let early = BACK_OFF.saturating_sub(clock::now().since(attached));
+                        let _ = time::timeout(early, ended(&mut self.notices)).await;
+                        return;
                     }
                     Some(Notice::Detached(_)) => {}
                 },
@@ -310,13 +318,19 @@ impl Life {
         outcome
     }
 
-    fn queue_lost(&self, worker: WorkerId, side: Side, errno: Errno) {
+    fn queue_lost(&mut self, worker: WorkerId, side: Side, errno: Errno) {
+        self.lost = true;
         let link = LinkName::of(self.id, side);
-        self.control.status.borrow_mut().queue_lost(self.id, side);
+        let problem = if matches!(errno, Errno::EFAULT | Errno::EBADFD) {
+            format!("{link} was deleted")
+        } else {
+            format!("worker {worker} cannot use {link}: {}", errno.desc())
+        };
         self.complain(
             "queue_lost",
-            format_args!("worker {worker} cannot read {link} any more: {}", errno.desc()),
+            format_args!("{problem}. Both links are made again, with DESTROY and CREATE hook."),
         );
+        self.control.status.borrow_mut().queue_lost(self.id, problem);
     }
 
     fn complain(&self, event: &'static str, text: std::fmt::Arguments<'_>) {

@@ -10,6 +10,7 @@
 //! | `spread` | which worker gets which datagram |
 //! | `samples` | packets that workers looked at, for the log |
 //! | `answers` | from where no answer can leave |
+//! | `losses` | which drops are going on |
 //! | `status`, `health` | the state of the program, and the port that tells it |
 //! | `words` | what the log calls an endpoint |
 //!
@@ -22,6 +23,7 @@ mod downgrades;
 pub mod health;
 pub mod hooks;
 mod life;
+mod losses;
 pub mod netdev;
 mod registry;
 mod samples;
@@ -453,16 +455,19 @@ impl Control {
         notices: tokio::sync::mpsc::Receiver<Notice>,
     ) {
         let permit = Some(Permit(Arc::clone(&self.admission)));
-        let life = Life { control: Rc::clone(self), id, endpoint, notices, permit };
+        let control = Rc::clone(self);
+        let life = Life { control, id, endpoint, notices, permit, lost: false };
         tokio_uring::spawn(life.run());
     }
 
     /// The last act of a life, which has given its permit back. If it was asked for again, it
-    /// begins again with the permit that came with that.
-    fn life_ended(self: &Rc<Self>, id: EndpointId, endpoint: EndpointRef) {
+    /// begins again with the permit that came with that. If its links were `lost`, it begins again
+    /// in any case, but for want of a permit: then its next datagram asks for one.
+    fn life_ended(self: &Rc<Self>, id: EndpointId, endpoint: EndpointRef, lost: bool) {
         let asked = self.registry.borrow_mut().end(id, endpoint);
         self.changed.notify_one();
-        if asked.is_empty() {
+        let goes_on = lost && !self.stopping.get();
+        if asked.is_empty() && !(goes_on && self.admission.admit(clock::now()).is_ok()) {
             return;
         }
         if self.stopping.get() {

@@ -221,9 +221,18 @@ impl Netdev {
         Ok(LinkPair { queues, indexes: [gwi_index, gwo_index], unsteered })
     }
 
+    /// What is not deleted by its number goes with its queues. That takes longer, but a number may
+    /// be a stranger's by now: of a link that somebody deleted, or moved to another namespace.
     fn destroy(&mut self, indexes: [LinkIndex; 2]) -> Result<(), sys::Error> {
-        let outcomes = indexes.map(|index| gone_is_fine(self.netlink.delete(index)));
-        self.held.remove(&indexes[0]);
+        let queues = self.held.remove(&indexes[0]);
+        let first = queues.iter().flatten().next();
+        let outcomes = Side::BOTH.map(|side| {
+            let (index, queue) = (indexes[side.index()], first.map(|sides| &sides[side.index()]));
+            if queue.and_then(tun::index_of) == Some(index.0) {
+                return gone_is_fine(self.netlink.delete(index));
+            }
+            Ok(())
+        });
         outcomes.into_iter().collect()
     }
 
@@ -314,6 +323,29 @@ mod tests {
             netdev.destroy_all().await.unwrap();
             assert_eq!(link_lines(), "");
             netdev.destroy(pairs.remove(0)).await.unwrap();
+            drop(netdev);
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn r26_a_stranger_with_the_number_of_a_deleted_link_stays() {
+        in_private_namespace(|| async {
+            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
+            let pair = netdev.create(EndpointId(1), 2).await.unwrap();
+            let ip = |line: &str| {
+                let status =
+                    std::process::Command::new("ip").args(line.split(' ')).status().unwrap();
+                assert!(status.success(), "ip {line}");
+            };
+            let index = pair.indexes[0].0;
+            ip("link del gwi-1");
+            ip(&format!("link add stranger index {index} type veth peer name peer"));
+            ip("link set gwo-1 down");
+            ip("link set gwo-1 name renamed");
+            netdev.destroy(pair).await.unwrap();
+            let text = link_lines();
+            assert!(text.contains("stranger") && !text.contains("renamed"), "{text}");
             drop(netdev);
             thread.join().unwrap();
         });

@@ -17,6 +17,7 @@ use crate::settings::Steer;
 use crate::stats::SteeringRow;
 use crate::steering::receivers;
 use crate::sys;
+use crate::sys::udp;
 use crate::types::Moment;
 use crate::worker::mailbox::Command;
 
@@ -188,6 +189,12 @@ impl Spread {
     fn outer_paths(&self, workers: &[WorkerLink]) -> u64 {
         let paths = workers.iter().map(|worker| worker.cell.outer_paths.get());
         if self.start.by_flow { paths.max().unwrap_or(0) } else { paths.sum() }
+    }
+
+    /// Datagrams that the kernel has dropped at the receive sockets.
+    pub(super) fn dropped(&self) -> u64 {
+        let dropped = |receiver| udp::dropped(receiver).map_or(0, u64::from);
+        self.start.receivers.iter().map(dropped).sum()
     }
 
     /// What the page says; nothing where there is nothing to spread.

@@ -9,6 +9,8 @@ use super::answers::Answers;
 use super::downgrades::Downgrades;
 use super::health::Board;
 use super::health::verdict::Verdict;
+use super::losses::Growth;
+use super::losses::Losses;
 use super::spread::Spread;
 use super::spread::Spreading;
 use crate::settings::Settings;
@@ -20,7 +22,6 @@ use crate::stats::WorkerRow;
 use crate::types::EndpointId;
 use crate::types::Moment;
 use crate::types::Offload;
-use crate::types::Side;
 use crate::types::WorkerId;
 use crate::wire::checksum;
 use crate::worker::mailbox::Policy;
@@ -71,6 +72,7 @@ pub(super) struct Status {
     pub(super) downgrades: Downgrades,
     /// How datagrams are spread.
     pub(super) spread: Spread,
+    losses: Losses,
     offload: Offload,
 }
 
@@ -79,6 +81,8 @@ struct EndpointState {
     since: Moment,
     cells: Vec<Arc<EndpointCell>>,
     lost: Option<String>,
+    /// What its `gwi` dropped because it was down.
+    down: Growth,
     /// Flows removed until the last page.
     removed: FlowsSnapshot,
 }
@@ -106,6 +110,7 @@ impl Status {
             answers: Answers::default(),
             downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
+            losses: Losses::default(),
             offload: settings.offload,
         }
     }
@@ -116,8 +121,9 @@ impl Status {
         cells: Vec<Arc<EndpointCell>>,
         now: Moment,
     ) {
+        let removed = FlowsSnapshot::default();
         let state =
-            EndpointState { since: now, cells, lost: None, removed: FlowsSnapshot::default() };
+            EndpointState { since: now, cells, lost: None, down: Growth::default(), removed };
         self.endpoints.insert(id, state);
     }
 
@@ -125,10 +131,10 @@ impl Status {
         self.endpoints.remove(&id);
     }
 
-    pub(super) fn queue_lost(&mut self, id: EndpointId, side: Side) {
+    /// A link of an endpoint is lost, until the endpoint is made again.
+    pub(super) fn queue_lost(&mut self, id: EndpointId, problem: String) {
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            let link = crate::types::LinkName::of(id, side);
-            endpoint.lost = Some(format!("{link} is gone"));
+            endpoint.lost = Some(problem);
         }
     }
 
@@ -206,20 +212,21 @@ impl Status {
             (stall > TURN_MAX && !self.failed.contains_key(&id))
                 .then(|| format!("worker {id} made no turn for {:.1} s", stall.as_secs_f64()))
         });
-        let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
         let stopping = self.stopping.then(|| STOPPING.to_owned());
         let told =
             self.failed.values().chain(&self.no_device).cloned().chain(self.answers.reason());
-        stopping.into_iter().chain(told).chain(stalled).chain(lost).collect()
+        stopping.into_iter().chain(told).chain(stalled).collect()
     }
 
     /// What an operator should look at.
     fn warnings(&self, workers: &[WorkerLink]) -> Vec<String> {
         let refused = self.refused.then(|| REFUSED.to_owned());
         let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
+        let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
         let spread = self.spread.warning(workers);
         let sends = self.answers.warnings().chain(self.downgrades.warnings());
-        refused.into_iter().chain(not_made).chain(sends).chain(spread).collect()
+        let sends = sends.chain(self.losses.warnings());
+        refused.into_iter().chain(not_made).chain(lost).chain(sends).chain(spread).collect()
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
@@ -233,6 +240,12 @@ impl Status {
                 counters: worker.cell.as_ref().into(),
             }
         });
+        let endpoints: Vec<_> =
+            self.endpoints.iter_mut().map(|(&id, endpoint)| endpoint.row(id, now)).collect();
+        let socket_drops = self.spread.dropped();
+        let down = self.endpoints.values_mut().map(|endpoint| &mut endpoint.down);
+        let refusals = self.answers.is_any_refused();
+        self.losses.look(endpoints.iter().zip(down), socket_drops, refusals, now);
         Page {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,
@@ -245,15 +258,12 @@ impl Status {
             }),
             checksum: checksum::Implementation::in_use().to_string(),
             steering: self.spread.row(workers),
+            socket_drops,
             hook_failures: self.hook_failures,
             tcp_idle: self.tcp_idle,
             other_idle: Policy::OTHER_IDLE,
             workers: rows.collect(),
-            endpoints: self
-                .endpoints
-                .iter_mut()
-                .map(|(&id, endpoint)| endpoint.row(id, now))
-                .collect(),
+            endpoints,
         }
     }
 }

@@ -361,7 +361,7 @@ fn a_hook_that_fails_stops_nothing_and_a_second_signal_ends_one_that_hangs() {
 }
 
 #[test]
-fn the_health_page_tells_of_stalls_and_lost_links() {
+fn the_health_page_tells_of_stalls() {
     let rig = Rig::start(&["-p1", "-j"], || {});
     assert_eq!(rig.health().0, "HTTP/1.1 200 OK");
     let until = |status: &str, reason: &str| {
@@ -377,12 +377,32 @@ fn the_health_page_tells_of_stalls_and_lost_links() {
     until("503", "worker 1 made no turn for");
     rig.stalled.store(false, Ordering::Relaxed);
     until("200", "\"reasons\":[]");
+    rig.signal();
+    rig.finish().unwrap();
+}
 
+/// Nobody has to ask for it, and what one worker told, others may tell later.
+#[test]
+fn r26_an_endpoint_that_lost_a_link_lives_again_at_once() {
+    let rig = Rig::start(&["-c", NOTE, "-r", NOTE, "-p1", "-j"], || {});
     rig.announce(0, 9);
-    let endpoint = rig.expect_attach(9).endpoint;
-    let lost = Event::QueueLost(WorkerId(0), endpoint, Side::Gwo, Errno::EBADFD);
-    rig.events.post(lost).unwrap();
-    until("503", "gwo-9 is gone");
+    let first = rig.expect_attach(9).endpoint;
+    for worker in [WorkerId(0), WorkerId(1)] {
+        let lost = Event::QueueLost(worker, first, Side::Gwo, Errno::EBADFD);
+        rig.events.post(lost).unwrap();
+    }
+    rig.expect("Closing", 2, |command| matches!(command, Command::Closing(_)));
+    rig.expect("Detach", 2, |command| matches!(command, Command::Detach(_)));
+    let second = rig.expect_attach(9).endpoint;
+    assert_eq!(second.slot, first.slot);
+    assert_ne!(second.generation, first.generation);
+    let calls = rig.hook_calls();
+    let kinds: Vec<_> = calls.iter().filter_map(|call| call.split(' ').next()).collect();
+    assert_eq!(kinds, ["CREATE", "DESTROY", "CREATE"]);
+    let told = "ENI ID 00000000000000009: gwo-9 was deleted.";
+    assert_eq!(rig.log.text().matches(told).count(), 1, "{}", rig.log.text());
+    assert!(rig.admission.admit(clock::now()).is_ok(), "it has one permit, as every endpoint");
+    rig.admission.release();
     rig.signal();
     rig.finish().unwrap();
 }

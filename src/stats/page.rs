@@ -27,6 +27,8 @@ pub struct Page {
     /// What an operator should look at although it is no reason to send flows elsewhere, one
     /// sentence each.
     pub warnings: Vec<String>,
+    /// Datagrams that Linux dropped at the receive sockets since start.
+    pub socket_drops: u64,
     /// Hooks that failed since start.
     pub hook_failures: u64,
     /// Time after which an idle TCP flow is forgotten.
@@ -236,6 +238,7 @@ pub(super) mod tests {
             healthy: false,
             reasons: vec!["worker 0 made no turn for 2.5 s".to_owned()],
             warnings: vec!["an endpoint was refused".to_owned()],
+            socket_drops: 8,
             hook_failures: 6,
             tcp_idle: Duration::from_secs(350),
             other_idle: Duration::from_mins(2),

@@ -10,8 +10,8 @@
 //! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`, `offload`
-//! and `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`, `socketDrops`,
+//! `offload` and `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each
 //! endpoint. Drops are objects of reason and count; only reasons that occurred are listed.
 
 use std::time::Duration;
@@ -54,6 +54,7 @@ fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
         "hookFailures": page.hook_failures,
         "offload": offload(page),
         "reasons": page.reasons,
+        "socketDrops": page.socket_drops,
         "steering": page.steering.as_ref().map(|row| steering(page, row)),
         "udp": { "UDPPacketReceiver": { "portNumber": GENEVE_PORT, "threads": threads } },
         "version": page.version,
@@ -230,7 +231,7 @@ mod tests {
             r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
-            r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
+            r#""reasons":["worker 0 made no turn for 2.5 s"],"socketDrops":8,"#,
             r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
             r#""receive":"outer","starving":[1,2]},"#,
             r#""udp":{"UDPPacketReceiver":{"portNumber":6081,"threads":[{"bytesIn":1540,"#,
@@ -277,7 +278,7 @@ mod tests {
             r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
-            r#""reasons":["worker 0 made no turn for 2.5 s"],"#,
+            r#""reasons":["worker 0 made no turn for 2.5 s"],"socketDrops":8,"#,
             r#""steering":{"foreignPackets":3,"outerPaths":3,"queues":"program","#,
             r#""receive":"outer","starving":[1,2]},"#,
             r#""summary":{"eniCount":1,"totalBytesIn":1540,"totalBytesOut":1500,"#,

@@ -67,6 +67,9 @@ fn write_page(
             page.foreign(),
         )?;
     }
+    if page.socket_drops > 0 {
+        writeln!(out, "Dropped by Linux at the receive sockets: {}.", page.socket_drops)?;
+    }
     for reason in &page.reasons {
         writeln!(out, "NOT healthy: {reason}.")?;
     }
@@ -243,6 +246,7 @@ mod tests {
              avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
+             Dropped by Linux at the receive sockets: 8.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\
@@ -290,6 +294,7 @@ mod tests {
              avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
+             Dropped by Linux at the receive sockets: 8.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\

@@ -41,6 +41,12 @@ nix::ioctl_write_ptr_bad!(
     nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
     libc::ifreq
 );
+nix::ioctl_read_bad!(
+    /// `TUNGETIFF`; its number says `unsigned int`, its argument is an `ifreq`.
+    tun_get_iff,
+    nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()),
+    libc::ifreq
+);
 nix::ioctl_write_int_bad!(
     /// `TUNSETOFFLOAD`; the argument is the flags themselves.
     tun_set_offload,
@@ -153,6 +159,19 @@ pub fn set_steering(queue: &impl AsFd, program: &impl AsFd) -> Result<(), Error>
 /// As [`create`] and [`set_steering`].
 pub fn probe_steering(program: &impl AsFd) -> Result<(), Error> {
     set_steering(&open_queue("gwlbtun%d", libc::IFF_TUN_EXCL)?, program)
+}
+
+/// The number of a queue's link in the calling thread's network namespace: nothing if the link was
+/// deleted, or is in another namespace. Names may have changed since it was made, and a number that
+/// is free again may be a stranger's.
+pub fn index_of(queue: &impl AsFd) -> Option<u32> {
+    // SAFETY: an `ifreq` is integers, arrays of them and unions of those: all zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: `request` is a whole `ifreq`, as TUNGETIFF demands, and outlives the call.
+    unsafe { tun_get_iff(queue.as_fd().as_raw_fd(), &raw mut request) }.ok()?;
+    let name = request.ifr_name.map(libc::c_char::cast_unsigned);
+    let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?;
+    nix::net::if_::if_nametoindex(name).ok()
 }
 
 /// Opens one more queue of the link `name`, or the first one.

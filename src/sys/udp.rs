@@ -9,7 +9,7 @@
 //! Where a port cannot be had, a *raw sender* sends from any port, with a UDP header that is ours
 //! to write. It needs `CAP_NET_RAW`.
 
-#![expect(unsafe_code, reason = "two socket options have no safe wrapper")]
+#![expect(unsafe_code, reason = "some socket options have no safe wrapper")]
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
@@ -40,6 +40,11 @@ const TTL: i32 = 64;
 /// `IP_PMTUDISC_INTERFACE` (include/uapi/linux/in.h): DF stays 0, the path MTU cache is ignored,
 /// and a datagram above the link's MTU is `EMSGSIZE`, never fragments.
 const PMTUDISC_INTERFACE: libc::c_int = 4;
+
+/// `SO_MEMINFO` (include/uapi/asm-generic/socket.h), and how many numbers it gives, of which the
+/// last is that of drops (`SK_MEMINFO_DROPS`).
+const SO_MEMINFO: libc::c_int = 55;
+const SK_MEMINFO_VARS: usize = 9;
 
 /// Smallest receive queue worth having, bytes: the kernel's own default.
 const RECEIVE_BYTES_MIN: usize = 212_992;
@@ -104,6 +109,26 @@ pub fn receive_queue_bytes(receiver: &impl AsFd) -> Result<usize, Error> {
     getsockopt(receiver, sockopt::RcvBuf).map_err(|errno| {
         Error::new("getsockopt SO_RCVBUF", format!("UDP port {GENEVE_PORT}"), errno)
     })
+}
+
+/// How many datagrams the kernel has dropped at a receive socket, modulo 2³²: its queue was full, or
+/// a checksum was wrong. Those that are merged count once (`SK_MEMINFO_DROPS`).
+///
+/// # Errors
+/// When the file is no socket.
+pub fn dropped(receiver: &impl AsFd) -> Result<u32, Error> {
+    let mut info = [0_u32; SK_MEMINFO_VARS];
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&info)).expect("small");
+    let fd = receiver.as_fd().as_raw_fd();
+    // SAFETY: `info` has `bytes` writable bytes, and both outlive the call.
+    let result = unsafe {
+        let info = info.as_mut_ptr().cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, info, &raw mut bytes)
+    };
+    Errno::result(result).map_err(|errno| {
+        Error::new("getsockopt SO_MEMINFO", format!("UDP port {GENEVE_PORT}"), errno)
+    })?;
+    Ok(info[SK_MEMINFO_VARS - 1])
 }
 
 /// Counts the sockets on the receive port, in this network namespace, that are not among `own`.
@@ -262,6 +287,27 @@ mod tests {
         assert_eq!(count_foreign_receivers(&own), Ok(1));
         drop(other);
         assert_eq!(count_foreign_receivers(&own), Ok(0));
+    }
+
+    #[test]
+    fn what_finds_no_room_in_the_queue_is_counted() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test needs root");
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
+        let receiver = open_receiver(1, false).unwrap();
+        assert_eq!(dropped(&receiver), Ok(0));
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..5000 {
+            sender.send_to(&[0; 1000], ("127.0.0.1", GENEVE_PORT)).unwrap();
+        }
+        let receiver = UdpSocket::from(receiver);
+        receiver.set_nonblocking(true).unwrap();
+        let mut received = 0;
+        while receiver.recv_from(&mut [0; 1000]).is_ok() {
+            received += 1;
+        }
+        assert!(received > 0);
+        assert_eq!(dropped(&receiver), Ok(5000 - received));
     }
 
     #[test]

@@ -290,29 +290,6 @@ fn a_refused_endpoint_is_a_warning_and_no_503() {
 }
 
 #[test]
-fn a_link_that_somebody_deletes_is_told_and_its_endpoint_still_ends() {
-    let lab = Lab::new(0, Config::default());
-    let engine = Engine::passthrough(&lab, &["-t", "3"]);
-    let mut injector = lab.injector();
-    let ping = packets::ping(V4, 1, b"before");
-    injector.exchange(endpoint_id(0), &ping);
-    injector.exchange(endpoint_id(1), &ping);
-    run(&lab.topology.target(), "ip", &["link", "del", "gwi-5bqWvzLwwkk"]);
-    wait_until("503", || engine.health("/").status == 503);
-    assert_eq!(engine.status()["reasons"][0], "gwi-5bqWvzLwwkk is gone");
-    injector.exchange(endpoint_id(1), &ping);
-    wait_until("the endpoint ends when it is idle", || {
-        injector.exchange(endpoint_id(1), &ping);
-        !engine.links().iter().any(|link| link.ends_with("kk"))
-    });
-    wait_until("200 again", || engine.health("/").status == 200);
-    injector.exchange(endpoint_id(0), &packets::ping(V4, 2, b"after"));
-    let told = engine.log().matches("cannot read gwi-5bqWvzLwwkk any more").count();
-    assert!((1..=2).contains(&told), "told once by each worker, not {told} times");
-    injector.assert_clean();
-}
-
-#[test]
 fn without_a_free_descriptor_it_still_answers() {
     let lab = Lab::new(0, Config::default());
     let limited = || {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`hosts`] | clients and servers of every day over passthrough |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
+//! | [`fault_links`] | links deleted, renamed, moved, down under the program |
 //! | [`headers`] | which GENEVE header a packet returns in |
 //! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
 //! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
@@ -30,6 +31,7 @@ mod bytes;
 mod cli;
 mod crowds;
 mod edges;
+mod fault_links;
 mod headers;
 mod health;
 mod hooks;

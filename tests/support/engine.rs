@@ -235,6 +235,15 @@ impl Engine {
         std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc");
     }
 
+    /// CPU time that the process has taken so far, of all threads, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("/proc");
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        // From the third field on (proc_pid_stat(5)): utime and stime are the 14th and 15th.
+        let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        ticks.map(|ticks| ticks.expect("a number")).sum()
+    }
+
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

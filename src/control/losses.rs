@@ -1,0 +1,118 @@
+//! What is being lost of late, and what to do: counters that have just grown, as sentences.
+//!
+//! A number that was large yesterday tells nobody that something is wrong now. Looked at whenever a
+//! page is made; what has grown since the page before, or a moment ago, is told.
+
+use std::time::Duration;
+
+use crate::stats::EndpointRow;
+use crate::types::DropReason;
+use crate::types::Moment;
+use crate::types::Side;
+
+/// How long a loss is told for.
+const RECENT: Duration = Duration::from_secs(3);
+
+/// Endpoints that are named.
+const NAMED_MAX: usize = 16;
+
+/// A counter, and when it was last seen to have grown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Growth {
+    count: u64,
+    grew: Option<Moment>,
+}
+
+impl Growth {
+    /// Takes notice of the count now. Returns whether it grew of late.
+    pub(super) fn look(&mut self, count: u64, now: Moment) -> bool {
+        // It shrinks when an endpoint goes.
+        if count > self.count {
+            self.grew = Some(now);
+        }
+        self.count = count;
+        self.grew.is_some_and(|grew| now.since(grew) < RECENT)
+    }
+}
+
+/// What is lost of all endpoints together.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    sends: Growth,
+    queues: Growth,
+    warnings: Vec<String>,
+}
+
+impl Losses {
+    /// Looks at the counters of a page. Each endpoint comes with what is known of its `gwi`.
+    /// `refusals` says that it is known already why sends fail.
+    pub(super) fn look<'a>(
+        &mut self,
+        endpoints: impl Iterator<Item = (&'a EndpointRow, &'a mut Growth)>,
+        socket_drops: u64,
+        refusals: bool,
+        now: Moment,
+    ) {
+        self.warnings.clear();
+        let mut send_errors = 0;
+        for (row, growth) in endpoints {
+            send_errors += row.counters.encap_drops.get(DropReason::SendError);
+            let lost = row.counters.decap_drops.get(DropReason::TunDown);
+            // Of a link that is gone something else is told.
+            if growth.look(lost, now) && row.healthy && self.warnings.len() < NAMED_MAX {
+                let gwi = row.link(Side::Gwi);
+                self.warnings.push(format!(
+                    "{gwi} is down, and its packets are dropped: ip link set {gwi} up"
+                ));
+            }
+        }
+        if self.sends.look(send_errors, now) && !refusals {
+            self.warnings.push(
+                "Linux refuses to send to the load balancer: look at ip route get to its \
+                 address, at ip addr, and at the firewall's output rules"
+                    .to_owned(),
+            );
+        }
+        if self.queues.look(socket_drops, now) {
+            self.warnings.push(
+                "Linux drops datagrams because a receive queue is full: give the workers more \
+                 cores, or a longer queue with --rcvbuf"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// What an operator should look at.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::EndpointCell;
+    use crate::types::EndpointId;
+
+    #[test]
+    fn what_grows_is_told_and_what_has_grown_is_not() {
+        let cells = [EndpointCell::default()].map(std::sync::Arc::new);
+        let (mut losses, mut growth) = (Losses::default(), Growth::default());
+        let mut look = |secs: u64, sockets: u64, healthy: bool| {
+            let now = Moment::from_secs(100 + secs);
+            let mut row = EndpointRow::new(EndpointId(9), Moment::ZERO, now, &cells);
+            row.healthy = healthy;
+            losses.look([(&row, &mut growth)].into_iter(), sockets, false, now);
+            losses.warnings().map(|text| text[..10].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(look(0, 0, true), [""; 0]);
+        cells[0].decap_drops.add(DropReason::TunDown, 5);
+        assert_eq!(look(1, 0, true), ["gwi-9 is d"]);
+        assert_eq!(look(2, 0, false), [""; 0], "it is deleted");
+        assert_eq!(look(3, 0, true), ["gwi-9 is d"]);
+        assert_eq!(look(4, 0, true), [""; 0]);
+        cells[0].encap_drops.add(DropReason::SendError, 1);
+        assert_eq!(look(50, 7, true), ["Linux refu", "Linux drop"]);
+        assert_eq!(look(60, 7, true), [""; 0]);
+    }
+}
