@@ -157,12 +157,8 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     let open_files = limits::raise_open_files()?;
     let budget = divide_open_files(open_files.limit, settings)?;
     let locked_bytes = limits::raise_locked_memory()?;
-    let probed = Features::probe().map_err(|error| {
-        if error.errno == Errno::EOPNOTSUPP {
-            return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
-        }
-        StartError::IoUring(error)
-    })?;
+    let workers = settings.workers.len();
+    let probed = Features::probe().map_err(|error| no_ring(error, locked_bytes, workers))?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
     offload::probe(settings).map_err(no_tun)?;
     if !settings.vector_checksum {
@@ -183,6 +179,19 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         None => None,
     };
     Ok(Proven { hook_commands, open_files_before: open_files.before, driver, spreading, listener })
+}
+
+/// Why there is no ring at all. Without memory to lock that says `ENOMEM`.
+fn no_ring(error: sys::Error, locked_bytes: Option<u64>, workers: usize) -> StartError {
+    if error.errno == Errno::EOPNOTSUPP {
+        return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
+    }
+    match (error.errno, locked_bytes, RingSizes::new(locked_bytes, workers, OPERATIONS_MAX)) {
+        (Errno::ENOMEM, Some(limit), Err(least)) => {
+            StartError::LockedMemory { limit, workers, least }
+        }
+        _ => StartError::IoUring(error),
+    }
 }
 
 /// Waits a little until nobody else receives on the port: sockets of a process that was killed are

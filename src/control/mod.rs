@@ -322,6 +322,7 @@ impl Control {
         let now = clock::now();
         self.try_refused_sources();
         self.status.borrow_mut().judge(&self.workers, now);
+        self.status.borrow().tie_again(&self.workers);
         let news = self.status.borrow_mut().spread.look(&self.workers, now);
         if let Some(news) = news {
             self.log.line(Section::Udp, Level::Important, format_args!("{news}"));
@@ -494,7 +495,9 @@ impl Control {
 
     /// Tells the page why an endpoint could not be set up, and the log once for each reason.
     fn creation_failed(&self, id: EndpointId, error: &NetdevError) {
-        let problem = format!("the interfaces for {} could not be made: {error}", self.called(id));
+        let remedy = no_room(error);
+        let problem =
+            format!("the interfaces for {} could not be made: {error}{remedy}", self.called(id));
         self.status.borrow_mut().set_not_made(id, problem, clock::now());
         let reason = match error {
             NetdevError::Sys(error) => format!("{}: {}", error.call, error.errno.desc()),
@@ -505,7 +508,10 @@ impl Control {
             self.log.line(
                 Section::Tunnel,
                 Level::Critical,
-                format_args!("Creating the interfaces for {} failed: {error}.", self.called(id)),
+                format_args!(
+                    "Creating the interfaces for {} failed: {error}{remedy}.",
+                    self.called(id)
+                ),
             );
         }
     }
@@ -556,6 +562,19 @@ impl Control {
             );
         }
         left
+    }
+}
+
+/// What to do where links could not be made for want of descriptors.
+fn no_room(error: &NetdevError) -> &'static str {
+    match error {
+        NetdevError::Sys(error) if error.errno == sys::Errno::EMFILE => {
+            "; raise LimitNOFILE of the unit (prlimit --nofile of the process)"
+        }
+        NetdevError::Sys(error) if error.errno == sys::Errno::ENFILE => {
+            "; raise sysctl fs.file-max"
+        }
+        NetdevError::Sys(_) | NetdevError::Gone => "",
     }
 }
 

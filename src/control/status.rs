@@ -19,6 +19,8 @@ use crate::stats::EndpointRow;
 use crate::stats::FlowsSnapshot;
 use crate::stats::Page;
 use crate::stats::WorkerRow;
+use crate::sys::affinity;
+use crate::sys::affinity::Place;
 use crate::types::EndpointId;
 use crate::types::Moment;
 use crate::types::Offload;
@@ -73,6 +75,8 @@ pub(super) struct Status {
     /// How datagrams are spread.
     pub(super) spread: Spread,
     losses: Losses,
+    /// The core that each worker is tied to.
+    cores: Vec<Option<usize>>,
     offload: Offload,
 }
 
@@ -111,6 +115,7 @@ impl Status {
             downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
             losses: Losses::default(),
+            cores: settings.workers.iter().map(|spec| spec.core).collect(),
             offload: settings.offload,
         }
     }
@@ -226,7 +231,41 @@ impl Status {
         let spread = self.spread.warning(workers);
         let sends = self.answers.warnings().chain(self.downgrades.warnings());
         let sends = sends.chain(self.losses.warnings());
-        refused.into_iter().chain(not_made).chain(lost).chain(sends).chain(spread).collect()
+        let told = refused.into_iter().chain(not_made).chain(lost).chain(sends).chain(spread);
+        told.chain(self.untied_warning(workers)).collect()
+    }
+
+    /// Workers that are not where they were tied to, and their cores.
+    fn untied<'a>(
+        &'a self,
+        workers: &'a [WorkerLink],
+    ) -> impl Iterator<Item = (&'a WorkerLink, usize, Place)> {
+        let tied = workers.iter().zip(&self.cores);
+        tied.filter_map(|(worker, core)| {
+            let place = affinity::place_of(worker.thread_id, (*core)?)?;
+            (place != Place::Tied).then_some((worker, (*core)?, place))
+        })
+    }
+
+    /// Ties workers again that may run on their cores, but elsewhere too: the kernel has set them
+    /// loose when a core went, and it is back. Who may not run there was moved, and stays.
+    pub(super) fn tie_again(&self, workers: &[WorkerLink]) {
+        for (worker, core, place) in self.untied(workers) {
+            if place == Place::Loose {
+                affinity::tie(worker.thread_id, core);
+            }
+        }
+    }
+
+    fn untied_warning(&self, workers: &[WorkerLink]) -> Option<String> {
+        let list: Vec<_> = self.untied(workers).map(|(worker, ..)| worker.id.to_string()).collect();
+        (!list.is_empty()).then(|| {
+            format!(
+                "not tied to their cores any more: workers {}; a core is offline, or a cpuset or \
+                 taskset moved them",
+                list.join(", ")
+            )
+        })
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {

@@ -212,7 +212,8 @@ fn worker(
             }
         }
     });
-    WorkerLink { id, thread_id: 0, mailbox, cell }
+    // No thread has this number: nobody is tied to a core.
+    WorkerLink { id, thread_id: u32::MAX, mailbox, cell }
 }
 
 /// How many links of endpoints the calling thread's namespace has.

@@ -20,7 +20,7 @@ const SENDERS_MAX: u64 = 1024;
 const FIXED: u64 = 200;
 
 /// Descriptors of one worker: ring, eventfd, receive socket, and one for a send socket that is
-/// about to be registered.
+/// about to be registered: it is kept, for a time when there is no other.
 const PER_WORKER: u64 = 4;
 
 /// Descriptors of one hook: both handles on the reading end of its pipe, which a daemon keeps, and

@@ -10,8 +10,9 @@
 //! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`, `socketDrops`,
-//! `offload` and `steering` (null with one worker) at the top, `decapDrops` and `encapDrops` in each
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`,
+//! `socketDrops`, `offload` and `steering` (null with one worker) at the top, `decapDrops` and
+//! `encapDrops` in each
 //! endpoint. Drops are objects of reason and count; only reasons that occurred are listed.
 
 use std::time::Duration;

@@ -28,6 +28,15 @@ pub fn raise_open_files() -> Result<OpenFiles, Error> {
     Ok(OpenFiles { limit, before: (soft < limit).then_some(soft) })
 }
 
+/// The soft limit on open files as it is now: it may be changed from outside (prlimit(1)).
+///
+/// # Errors
+/// As [`raise_open_files`].
+pub fn open_files() -> Result<u64, Error> {
+    let limits = getrlimit(Resource::RLIMIT_NOFILE);
+    limits.map(|(soft, _)| soft).map_err(|errno| Error::new("getrlimit", "RLIMIT_NOFILE", errno))
+}
+
 /// Raises a soft limit to the hard limit; what it was, and what it is now. It stays where `set` is
 /// refused: the kernel does so where the hard limit on open files is above `fs.nr_open`, which was
 /// lowered later.

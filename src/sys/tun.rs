@@ -19,6 +19,7 @@ use nix::libc;
 
 use super::Errno;
 use super::Error;
+use super::limits;
 use crate::types::LinkName;
 use crate::types::Offload;
 
@@ -66,18 +67,29 @@ nix::ioctl_write_ptr_bad!(
     libc::c_int
 );
 
+/// The last descriptor numbers below the limit on open files, which no queue gets: what takes one
+/// only for a moment needs some to go on with when endpoints have taken all others.
+const KEPT_NUMBERS: u64 = 16;
+
 /// Creates the link `name` with `count` queues, down and without address. The link lives as long
 /// as one of its queues is open.
 ///
 /// # Errors
 /// `open` when there is no TUN device or no permission for it; `TUNSETIFF` with `EPERM` without
-/// `CAP_NET_ADMIN`, with `EBUSY` if a link of that name exists, with `E2BIG` above 256 queues.
+/// `CAP_NET_ADMIN`, with `EBUSY` if a link of that name exists, with `E2BIG` above 256 queues;
+/// `open` with `EMFILE` if there are no more than a few descriptors left.
 pub fn create(name: LinkName, count: usize, offload: Offload) -> Result<Vec<OwnedFd>, Error> {
     let mut queues = Vec::with_capacity(count);
+    let end = limits::open_files()?.saturating_sub(KEPT_NUMBERS);
     for number in 0..count {
         // The first queue makes the link; it must not join one that somebody else made.
         let exclusive = if number == 0 { libc::IFF_TUN_EXCL } else { 0 };
-        let queue = open_queue(name.as_str(), exclusive)?;
+        let queue = open_device()?;
+        // A new descriptor has the lowest number that is free.
+        if u64::from(queue.as_raw_fd().cast_unsigned()) >= end {
+            return Err(Error::new("open", DEVICE, Errno::EMFILE));
+        }
+        attach(&queue, name.as_str(), exclusive)?;
         set_offload(&queue, offload, name.as_str())?;
         queues.push(queue);
     }
@@ -176,13 +188,22 @@ pub fn index_of(queue: &impl AsFd) -> Option<u32> {
 
 /// Opens one more queue of the link `name`, or the first one.
 fn open_queue(name: &str, more_flags: libc::c_int) -> Result<OwnedFd, Error> {
-    let queue: OwnedFd = OpenOptions::new()
+    let queue = open_device()?;
+    attach(&queue, name, more_flags)?;
+    Ok(queue)
+}
+
+fn open_device() -> Result<OwnedFd, Error> {
+    let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(DEVICE)
-        .map_err(|error| Error::from_io("open", DEVICE, &error))?
-        .into();
+        .open(DEVICE);
+    opened.map(OwnedFd::from).map_err(|error| Error::from_io("open", DEVICE, &error))
+}
+
+/// Makes an opened device a queue of the link `name`.
+fn attach(queue: &OwnedFd, name: &str, more_flags: libc::c_int) -> Result<(), Error> {
     let fail = |call| move |errno| Error::new(call, name.to_string(), errno);
     let fd = queue.as_raw_fd();
 
@@ -192,7 +213,7 @@ fn open_queue(name: &str, more_flags: libc::c_int) -> Result<OwnedFd, Error> {
     // SAFETY: the argument is an `int` that outlives the call, as TUNSETVNETHDRSZ demands.
     unsafe { tun_set_vnet_hdr_sz(fd, &VNET_HEADER_BYTES) }
         .map_err(fail("ioctl TUNSETVNETHDRSZ"))?;
-    Ok(queue)
+    Ok(())
 }
 
 /// The argument of TUNSETIFF: name and kind of the link.

@@ -111,8 +111,8 @@ pub fn receive_queue_bytes(receiver: &impl AsFd) -> Result<usize, Error> {
     })
 }
 
-/// How many datagrams the kernel has dropped at a receive socket, modulo 2³²: its queue was full, or
-/// a checksum was wrong. Those that are merged count once (`SK_MEMINFO_DROPS`).
+/// How many datagrams the kernel has dropped at a receive socket, modulo 2^32: its queue was full,
+/// or a checksum was wrong. Those that are merged count once (`SK_MEMINFO_DROPS`).
 ///
 /// # Errors
 /// When the file is no socket.
@@ -166,10 +166,31 @@ pub fn count_foreign_receivers(own: &[OwnedFd]) -> Result<usize, Error> {
 /// `EADDRINUSE` when a program without `SO_REUSEPORT` has the port, `EADDRNOTAVAIL` when the
 /// address is no longer ours, `EACCES` for a port below 1024 without the capability.
 pub fn open_sender(local: Ipv4Addr, port: u16, queue_bytes: usize) -> Result<OwnedFd, Error> {
+    let fd = open(|| format!("UDP {}", SocketAddrV4::new(local, port)))?;
+    make_sender(fd, local, port, queue_bytes)
+}
+
+/// Opens a socket that is nothing yet, for [`make_sender`].
+///
+/// # Errors
+/// When the process or the host is out of descriptors or of memory.
+pub fn open_unbound() -> Result<OwnedFd, Error> {
+    open(|| "UDP".to_owned())
+}
+
+/// Makes a send socket of one that is nothing yet.
+///
+/// # Errors
+/// As [`open_sender`].
+pub fn make_sender(
+    fd: OwnedFd,
+    local: Ipv4Addr,
+    port: u16,
+    queue_bytes: usize,
+) -> Result<OwnedFd, Error> {
     let address = SocketAddrV4::new(local, port);
     let subject = || format!("UDP {address}");
     let fail = |call| move |errno| Error::new(call, subject(), errno);
-    let fd = open(subject)?;
     setsockopt(&fd, sockopt::ReusePort, &true).map_err(fail("setsockopt SO_REUSEPORT"))?;
     set_queue_bytes(&fd, queue_bytes, subject)?;
     set_send_options(&fd, subject)?;

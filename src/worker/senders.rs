@@ -37,6 +37,7 @@ mod sources;
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
@@ -133,6 +134,8 @@ pub(super) struct Senders {
     by_source: HashMap<(Ipv4Addr, u16), SenderId, foldhash::fast::RandomState>,
     sockets: Vec<Socket>,
     sockets_max: usize,
+    /// A socket that is nothing yet, for the time when the process has no descriptor left.
+    spare: Option<OwnedFd>,
     /// Where the search for a socket to replace goes on.
     hand: usize,
     /// From where the jobs of the plan leave, in their order.
@@ -170,12 +173,13 @@ impl Senders {
         let sockets_max = usize::from(sockets_max);
         let unused = Socket::new((Ipv4Addr::UNSPECIFIED, 0), Moment::ZERO, Way::Own);
         let hasher = foldhash::fast::RandomState::default();
-        Self {
+        let mut senders = Self {
             // Sources come and go. At no more than half of its capacity the map clears the traces
             // of removals in place; fuller than that it would allocate.
             by_source: HashMap::with_capacity_and_hasher(2 * sockets_max, hasher),
             sockets: Vec::with_capacity(sockets_max),
             sockets_max,
+            spare: None,
             hand: 0,
             chosen: VecDeque::with_capacity(jobs_max),
             waiting: VecDeque::with_capacity(waiting_max),
@@ -191,7 +195,9 @@ impl Senders {
             is_uncut_news: false,
             refusals: ArrayVec::new(),
             refusals_told: (0, Moment::ZERO),
-        }
+        };
+        senders.keep_spare();
+        senders
     }
 
     /// Whether the kernel cuts a send into datagrams, as far as is known.

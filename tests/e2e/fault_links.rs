@@ -114,6 +114,31 @@ fn r26_a_deleted_link_is_made_again_with_its_hooks() {
 }
 
 #[test]
+#[ignore = "takes a minute; .ci/run full has it"]
+fn r26_links_are_made_again_each_time() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::passthrough(&lab, &["--workers", "2"]);
+    let mut injector = lab.injector();
+    ping_both(&mut injector, 0, 0);
+    ping_both(&mut injector, 1, 0);
+    let (descriptors, threads) = (engine.descriptors(), engine.threads().len());
+    for round in 0..50 {
+        ip(&lab, &format!("link del {}", [GWI, GWO][round % 2]));
+        wait_until("both are made again", || {
+            ping_both(&mut injector, 1, 1);
+            engine.log().matches("New interface").count() == 3 + round
+        });
+        until_back(&mut injector, 0);
+        ping_both(&mut injector, 0, 2);
+    }
+    wait_until("descriptors are as before", || engine.descriptors() == descriptors);
+    wait_until("threads are as before", || engine.threads().len() <= threads);
+    expect_no_spin(&engine);
+    assert_eq!(engine.health("/").status, 200);
+    injector.assert_clean();
+}
+
+#[test]
 fn r26_a_link_that_is_down_is_counted_and_told_and_nothing_spins() {
     for floor in [&[][..], &["--kernel-floor"]] {
         let lab = Lab::new(0, Config::default());

@@ -296,7 +296,7 @@ fn without_a_free_descriptor_it_still_answers() {
         let engine = Engine::passthrough(&lab, &[]);
         assert_eq!(engine.health("/").status, 200);
         // As if everything up to the limit were in use.
-        engine.limit_descriptors().then_some(engine)
+        engine.limit_descriptors(0).then_some(engine)
     };
     let engine = (0..20).find_map(|_| limited()).expect("an engine without gaps");
     for _ in 0..3 {

@@ -5,6 +5,8 @@
 //! | [`hosts`] | clients and servers of every day over passthrough |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
 //! | [`fault_links`] | links deleted, renamed, moved, down under the program |
+//! | [`fault_uplink`] | the way to the load balancer lost and restored |
+//! | [`faults`] | descriptors, locked memory, cores, clocks, standing still |
 //! | [`headers`] | which GENEVE header a packet returns in |
 //! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
 //! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
@@ -32,6 +34,8 @@ mod cli;
 mod crowds;
 mod edges;
 mod fault_links;
+mod fault_uplink;
+mod faults;
 mod headers;
 mod health;
 mod hooks;

@@ -204,10 +204,10 @@ impl Engine {
         kinds
     }
 
-    /// Takes from the process the right to open one more descriptor. The limit is on numbers, so
-    /// this needs that all below the highest are in use, but for one far above that it may have
-    /// inherited; returns false, and does nothing, if not.
-    pub(crate) fn limit_descriptors(&self) -> bool {
+    /// Takes from the process the right to open more than `more` descriptors. The limit is on
+    /// numbers, so this needs that all below the highest are in use, but for one far above that it
+    /// may have inherited; returns false, and does nothing, if not.
+    pub(crate) fn limit_descriptors(&self, more: usize) -> bool {
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("/proc");
         let names = open.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let numbers: Vec<usize> = names.filter_map(|name| name.parse().ok()).collect();
@@ -216,7 +216,8 @@ impl Engine {
         if numbers.iter().any(|number| (limit..limit + 100).contains(number)) {
             return false;
         }
-        let args = ["--pid", &self.pid().to_string(), &format!("--nofile={limit}:{limit}")];
+        let limit = limit + more;
+        let args = ["--pid", &self.pid().to_string(), &format!("--nofile={limit}:")];
         run(&self.namespace, "prlimit", &args);
         true
     }

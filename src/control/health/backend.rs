@@ -3,9 +3,13 @@
 //! It starts a thread per connection without limit, waits for ever, takes heads of any size and
 //! stops accepting for good at the first error. The gate keeps all of that away from it: two
 //! clients at most, both ours, each with one well-formed request.
+//!
+//! And it panics, which ends the program, if it cannot duplicate the descriptor of a connection.
+//! So its threads have a table of descriptors of their own, which nobody else fills.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +29,7 @@ use crate::settings::Compat;
 use crate::settings::HealthSettings;
 use crate::stats::render_json;
 use crate::stats::render_text;
+use crate::sys::fds;
 
 /// A running server. Dropping it ends its threads.
 pub(super) struct Backend {
@@ -41,14 +46,14 @@ impl Backend {
 
     fn start_named(name: &str, settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
         let (listener, socket) = PrivateSocket::listen()?;
-        let served = listener.try_clone()?;
+        let number = listener.as_raw_fd();
         let (starting, started) = crossbeam_channel::bounded(1);
         // The server's own threads inherit the name of the one that starts it.
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let server = match Server::from_listener(served, None) {
+            let server = match serve(number) {
                 Ok(server) => server,
                 Err(error) => {
-                    let _ = starting.send(Err(io::Error::other(error)));
+                    let _ = starting.send(Err(error));
                     return;
                 }
             };
@@ -58,6 +63,7 @@ impl Backend {
                 answer(request, settings, &board);
             }
         })?;
+        // Until then the listener is there.
         started.recv().map_err(io::Error::other)??;
         Ok(Self { listener, socket, thread })
     }
@@ -79,6 +85,13 @@ impl Drop for Backend {
         // It fails only for a socket that does not listen.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
+}
+
+/// Starts the server's own threads, which share the table of descriptors of this one.
+fn serve(listener: RawFd) -> io::Result<Server> {
+    let listener = fds::own_table_with(listener)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno as i32))?;
+    Server::from_listener(UnixListener::from(listener), None).map_err(io::Error::other)
 }
 
 fn answer(request: Request, settings: HealthSettings, board: &Board) {

@@ -74,7 +74,7 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 const DISCARDED_BYTES_MAX: usize = 256 << 10;
 
 /// Descriptors kept back for the time when the process has no others left: two clients', and both
-/// ends of their ways to the web server.
+/// ends of their ways to the web server, should that have no table of its own.
 const SPARE_DESCRIPTORS: usize = 6;
 
 /// Time for an evicted connection to close.

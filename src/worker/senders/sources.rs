@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::super::mailbox::Refusal;
@@ -235,16 +236,31 @@ impl Senders {
         let bound = if port < SEND_PORT_MIN {
             Err(Errno::EACCES)
         } else {
-            udp::open_sender(local, port, QUEUE_BYTES)
+            self.take_unbound()
+                .and_then(|fd| udp::make_sender(fd, local, port, QUEUE_BYTES))
                 .and_then(|fd| driver.register_sender(id, fd.as_fd()))
                 .map_err(|error| error.errno)
         };
+        self.keep_spare();
         match bound {
             Ok(()) => Ok(id),
             // From there nothing leaves, whatever the socket.
             Err(Errno::EADDRNOTAVAIL) => Err(Errno::EADDRNOTAVAIL),
             Err(_) if self.has_raw(driver, now) => Ok(SenderId::RAW),
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// A new socket, or where there can be none the spare one: a registered socket needs its
+    /// descriptor no more, so that with one to spare any number of ports can be had.
+    fn take_unbound(&mut self) -> Result<OwnedFd, Error> {
+        udp::open_unbound().or_else(|error| self.spare.take().ok_or(error))
+    }
+
+    /// Opens the spare socket, if it was taken.
+    pub(super) fn keep_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = udp::open_unbound().ok();
         }
     }
 
