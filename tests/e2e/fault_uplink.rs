@@ -118,7 +118,7 @@ fn flaps(rounds: usize) {
     let mut rig = Rig::new();
     rig.until_back();
     rig.until_all_known();
-    let before = rig.engine.descriptors();
+    let before = rig.engine.descriptor_count();
     for fault in &FAULTS {
         let refused = rig.engine.drops("send_error");
         for _ in 0..rounds {
@@ -132,7 +132,7 @@ fn flaps(rounds: usize) {
         });
         assert_eq!(rig.engine.health("/").status, 200);
     }
-    wait_until("descriptors are as before", || rig.engine.descriptors() == before);
+    wait_until("descriptors are as before", || rig.engine.descriptor_count() <= before);
     while rig.receive(Duration::from_millis(200)) {}
     let inner = packets::ping(V4, 1, b"as before");
     rig.injector.exchange(endpoint_id(0), &inner);

@@ -204,6 +204,11 @@ impl Engine {
         kinds
     }
 
+    /// How many descriptors the process has, those of health checks that have just ended included.
+    pub(crate) fn descriptor_count(&self) -> usize {
+        self.descriptors().values().sum()
+    }
+
     /// Takes from the process the right to open more than `more` descriptors. The limit is on
     /// numbers, so this needs that all below the highest are in use, but for one far above that it
     /// may have inherited; returns false, and does nothing, if not.
