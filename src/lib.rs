@@ -27,7 +27,7 @@
 //!
 //! | layer | modules | must not contain |
 //! |---|---|---|
-//! | 0 | [`types`], [`wire`] | system calls, clocks, unsafe but for vectors |
+//! | 0 | [`sync`], [`types`], [`wire`] | system calls, clocks, unsafe but for vectors |
 //! | 1 | [`flow`], [`stats`], [`log`], [`cli`] | packet I/O |
 //! | 2 | [`path`], [`sys`] | path: I/O and clocks; sys: packets |
 //! | 3 | [`uring`], [`settings`] | packet knowledge |
@@ -63,6 +63,7 @@ pub mod path;
 pub mod settings;
 pub mod stats;
 pub mod steering;
+pub mod sync;
 pub mod sys;
 pub mod types;
 pub mod uring;

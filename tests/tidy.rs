@@ -13,17 +13,18 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("wire", &["types"]),
-    ("flow", &["types", "wire"]),
-    ("stats", &["types"]),
+    ("sync", &[]),
+    ("flow", &["sync", "types", "wire"]),
+    ("stats", &["sync", "types"]),
     ("log", &["sys", "types"]),
     ("cli", &["types"]),
     ("path", &["flow", "stats", "types", "wire"]),
-    ("sys", &["types"]),
+    ("sys", &["sync", "types"]),
     ("steering", &["sys"]),
     // An engine executes the plans of the path and knows nothing else of it.
     ("uring", &["path::plan", "sys", "types"]),
     ("settings", &["cli", "log", "types"]),
-    ("worker", &["flow", "path", "stats", "sys", "types", "uring"]),
+    ("worker", &["flow", "path", "stats", "sync", "sys", "types", "uring"]),
     (
         "control",
         &[
@@ -32,6 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "settings",
             "stats",
             "steering",
+            "sync",
             "sys",
             "types",
             "wire",

@@ -41,7 +41,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
@@ -56,6 +55,7 @@ use crate::log::Section;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::WorkerCell;
+use crate::sync::Receiver;
 use crate::sys;
 use crate::sys::EventFd;
 use crate::sys::Readiness;

@@ -22,11 +22,7 @@
 //! transparent huge pages are on for everyone, a page is 2 MiB.)
 
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::TryLockError;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 
 use super::entry::FlowState;
 use super::entry::StoredHeader;
@@ -37,6 +33,10 @@ use super::key::Way;
 use super::shard::Removed;
 use super::shard::Shard;
 use super::shard::Ttl;
+use crate::sync::AtomicUsize;
+use crate::sync::Mutex;
+use crate::sync::MutexGuard;
+use crate::sync::Ordering;
 use crate::types::Moment;
 
 /// Fewest shards of a table that is not small.
@@ -119,6 +119,7 @@ pub enum Learned {
 #[repr(align(128))]
 struct OwnLines<T>(T);
 
+#[cfg(not(gwlbtun_loom))]
 const _: () = assert!(size_of::<OwnLines<Mutex<Shard>>>() == 128);
 
 /// All flows of all endpoints.

@@ -9,9 +9,9 @@
 //! There is room for [`Templates::CAPACITY`]; a header beyond that is refused, and its packet
 //! counted as `option_set_limit`. Templates live as long as the endpoint.
 
-use std::sync::OnceLock;
-
 use arrayvec::ArrayVec;
+
+use crate::sync::OnceLock;
 
 /// Longest GENEVE header in bytes: 8 and the 63 words of options that 6 bits can say
 /// (RFC 8926 §3.4).

@@ -1,8 +1,8 @@
 //! The live side of the counters: single-writer cells.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-
+use crate::sync::AtomicU64;
+use crate::sync::Ordering;
+use crate::sync::fence;
 use crate::types::DropReason;
 use crate::types::FlowKind;
 use crate::types::Moment;
@@ -204,4 +204,15 @@ pub struct WorkerCell {
     pub flows_evicted: Counter,
     /// Completions for an operation that had already ended: always 0 unless there is a bug.
     pub stray_completions: Counter,
+}
+
+impl WorkerCell {
+    /// Ends a turn of the loop. Who sees anything that is counted from here on, in this cell or in
+    /// another one of the worker, and then looks behind an acquiring fence, sees all that was
+    /// counted before: no packet returns before it came.
+    pub fn end_turn(&self, now: Moment) {
+        self.turns.add(1);
+        self.last_turn.set(now);
+        fence(Ordering::Release);
+    }
 }

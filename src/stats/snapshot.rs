@@ -7,6 +7,8 @@ use super::cell::EndpointCell;
 use super::cell::FlowCounters;
 use super::cell::Traffic;
 use super::cell::WorkerCell;
+use crate::sync::Ordering;
+use crate::sync::fence;
 use crate::types::DropReason;
 use crate::types::FlowKind;
 use crate::types::Moment;
@@ -189,6 +191,8 @@ impl EndpointSnapshot {
 fn foreign(cell: &EndpointCell) -> u64 {
     let noise = cell.host_noise.get();
     let read = cell.from_gwi.packets.get() + cell.from_gwo.packets.get();
+    // See `WorkerCell::end_turn`.
+    fence(Ordering::Acquire);
     read.saturating_sub(noise).saturating_sub(cell.from_gwlb.packets.get())
 }
 

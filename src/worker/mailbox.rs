@@ -20,19 +20,20 @@
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use crossbeam_channel::Receiver;
-use crossbeam_channel::Sender;
-use crossbeam_channel::TrySendError;
 
 use crate::flow::Templates;
 use crate::stats::EndpointCell;
+use crate::sync;
+use crate::sync::AtomicBool;
+use crate::sync::AtomicU32;
+use crate::sync::AtomicU64;
+use crate::sync::Ordering;
+use crate::sync::Receiver;
+use crate::sync::Sender;
+use crate::sync::TrySendError;
 use crate::sys;
 use crate::sys::EventFd;
 use crate::types::Downgrade;
@@ -203,7 +204,7 @@ impl<T> Clone for Mailbox<T> {
 impl<T> Mailbox<T> {
     /// A mailbox of `capacity` messages: the end that sends and the end that receives.
     pub fn new(capacity: usize, wake: Arc<EventFd>) -> (Self, Receiver<T>) {
-        let (queue, receiver) = crossbeam_channel::bounded(capacity);
+        let (queue, receiver) = sync::bounded(capacity);
         (Self { queue, wake }, receiver)
     }
 

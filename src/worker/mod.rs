@@ -30,8 +30,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
 use self::mailbox::Admission;
 use self::mailbox::Command;
 use self::mailbox::Event;
@@ -53,6 +51,7 @@ use crate::path::plan::Job;
 use crate::path::plan::Plan;
 use crate::path::plan::Target;
 use crate::stats::WorkerCell;
+use crate::sync::Receiver;
 use crate::sys::Errno;
 use crate::sys::Error;
 use crate::sys::EventFd;
@@ -330,8 +329,7 @@ impl Worker {
         self.path.publish();
         self.sampler.tell_passed_over(self.now);
         self.cell.outer_paths.set(self.outer_paths.count(self.now));
-        self.cell.turns.add(1);
-        self.cell.last_turn.set(self.now);
+        self.cell.end_turn(self.now);
         Ok(())
     }
 

@@ -35,6 +35,8 @@ use crate::uring::queue_of;
 use crate::wire::Family;
 use crate::wire::gwlb;
 
+mod shutdown;
+
 static BENCHES: AtomicU16 = AtomicU16::new(0);
 
 /// Above the ports that the kernel gives out by itself.
@@ -139,19 +141,27 @@ impl Bench {
     }
 
     fn attach(&mut self, slot: u16) -> Hosts {
+        let hosts = self.post_attachment(slot);
+        self.worker.turn().unwrap();
+        hosts
+    }
+
+    /// Leaves the attachment in the mailbox.
+    fn post_attachment(&mut self, slot: u16) -> Hosts {
         let cell = Arc::new(EndpointCell::default());
         let [(gwi, our_gwi), (gwo, our_gwo)] =
             [UnixDatagram::pair().unwrap(), UnixDatagram::pair().unwrap()];
         for socket in [&gwi, &gwo, &our_gwi, &our_gwo] {
             socket.set_nonblocking(true).unwrap();
         }
-        self.command(Command::Attach(Box::new(Attachment {
+        let attachment = Attachment {
             id: id(slot),
             endpoint: life(slot),
             templates: Arc::new(Templates::default()),
             cell: Arc::clone(&cell),
             queues: [Arc::new(our_gwi.into()), Arc::new(our_gwo.into())],
-        })));
+        };
+        self.commands.post(Command::Attach(Box::new(attachment))).unwrap();
         Hosts { cell, queues: [gwi, gwo] }
     }
 
