@@ -14,6 +14,7 @@ use super::losses::Losses;
 use super::spread::Spread;
 use super::spread::Spreading;
 use crate::settings::Settings;
+use crate::stats::DropsSnapshot;
 use crate::stats::EndpointCell;
 use crate::stats::EndpointRow;
 use crate::stats::FlowsSnapshot;
@@ -68,6 +69,8 @@ pub(super) struct Status {
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
+    /// Drops of endpoints that have gone.
+    drops_of_gone: DropsSnapshot,
     /// From where no answer can leave.
     pub(super) answers: Answers,
     /// What workers do without since the kernel refused it.
@@ -111,6 +114,7 @@ impl Status {
             not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            drops_of_gone: DropsSnapshot::default(),
             answers: Answers::default(),
             downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
@@ -132,8 +136,15 @@ impl Status {
         self.endpoints.insert(id, state);
     }
 
+    /// Takes an endpoint off the page. What it dropped stays in the sum of all.
     pub(super) fn remove_endpoint(&mut self, id: EndpointId) {
-        self.endpoints.remove(&id);
+        let Some(EndpointState { cells, .. }) = self.endpoints.remove(&id) else {
+            return;
+        };
+        for cell in cells {
+            self.drops_of_gone += (&cell.decap_drops).into();
+            self.drops_of_gone += (&cell.encap_drops).into();
+        }
     }
 
     /// A link of an endpoint is lost, until the endpoint is made again.
@@ -303,6 +314,7 @@ impl Status {
             other_idle: Policy::OTHER_IDLE,
             workers: rows.collect(),
             endpoints,
+            drops_of_gone: self.drops_of_gone,
         }
     }
 }
@@ -323,6 +335,7 @@ mod tests {
     use super::*;
     use crate::settings::Host;
     use crate::types::Downgrade;
+    use crate::types::DropReason;
 
     #[test]
     fn endpoints_without_links_are_listed_while_somebody_wants_them() {
@@ -340,6 +353,26 @@ mod tests {
         status.judge(&[], later);
         assert_eq!(status.warnings(&[]), ["endpoint 1 again"]);
         assert_eq!(status.reasons(&[], later), [""; 0], "no reason to send flows elsewhere");
+    }
+
+    #[test]
+    fn drops_of_an_endpoint_that_has_gone_stay_in_the_sum() {
+        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
+        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
+        let start = Moment::from_secs(100);
+        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
+        for (number, drops) in (0..).zip([3, 4]) {
+            let cells = [Arc::new(EndpointCell::default()), Arc::new(EndpointCell::default())];
+            cells[0].decap_drops.add(DropReason::TunFull, drops);
+            cells[1].encap_drops.add(DropReason::FlowUnknown, drops);
+            status.add_endpoint(EndpointId(number), cells.to_vec(), start);
+        }
+        for _ in 0..2 {
+            let drops = status.page(&[], start).drops();
+            assert_eq!(drops.get(DropReason::TunFull), 7);
+            assert_eq!(drops.get(DropReason::FlowUnknown), 7);
+            status.remove_endpoint(EndpointId(0));
+        }
     }
 
     #[test]

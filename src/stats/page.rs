@@ -45,6 +45,8 @@ pub struct Page {
     pub workers: Vec<WorkerRow>,
     /// The endpoints, by id.
     pub endpoints: Vec<EndpointRow>,
+    /// Drops of endpoints that have gone.
+    pub drops_of_gone: DropsSnapshot,
 }
 
 /// How packets find their worker, where there are several.
@@ -179,9 +181,9 @@ impl Page {
         self.endpoints.iter().map(|endpoint| endpoint.counters.foreign).sum()
     }
 
-    /// Drops of all workers and endpoints.
+    /// Drops of all workers and endpoints since start.
     pub fn drops(&self) -> DropsSnapshot {
-        let mut all = DropsSnapshot::default();
+        let mut all = self.drops_of_gone;
         for worker in &self.workers {
             all += worker.counters.drops;
         }
@@ -257,6 +259,7 @@ pub(super) mod tests {
                 counters: (&worker).into(),
             }],
             endpoints: vec![endpoint],
+            drops_of_gone: DropsSnapshot::default(),
         }
     }
 
