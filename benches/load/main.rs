@@ -16,6 +16,7 @@ mod latency;
 mod latency_report;
 mod measure;
 mod memory;
+mod overload;
 mod packet;
 mod plot;
 mod relay_merge;
@@ -116,6 +117,12 @@ struct Args {
     /// Instead: added latency at 10,000 packets/s and at half of what the slowest target returns.
     #[arg(long, conflicts_with_all = ["pps", "idle"])]
     latency: bool,
+    /// Instead: what ours returns of its peak while twice the peak comes for so many seconds (60 if
+    /// no number is given).
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60",
+        value_parser = clap::value_parser!(u16).range(5..=3600),
+        conflicts_with_all = ["pps", "idle", "latency"])]
+    overload: Option<u16>,
     /// Instead: CPU time per packet against packet size, drawn into this file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["pps", "idle", "latency"])]
     plot: Option<PathBuf>,
@@ -217,6 +224,8 @@ fn bench(args: &Args) -> Result<(), Failure> {
         let shape = shape(args, *workload);
         if args.tshark {
             dissect::judge(&conditions, &engines, *workload, &shape)?;
+        } else if let Some(seconds) = args.overload {
+            overload::judge(&conditions, *workload, &shape, seconds)?;
         } else if args.latency {
             latency_report::compare(&conditions, &engines, args.runs, *workload, &shape)?;
         } else {

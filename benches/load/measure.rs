@@ -326,6 +326,12 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration, Failure> {
         .sum()
 }
 
+/// Datagrams that found the queue of their UDP socket full, in the network of a process.
+pub(crate) fn socket_overflows(pid: u32) -> Result<u64, Failure> {
+    let snmp = fs::read_to_string(format!("/proc/{pid}/net/snmp"))?;
+    snmp_counter(&snmp, "Udp:", "RcvbufErrors")
+}
+
 /// Resident memory of a process.
 pub(crate) fn rss_kib(pid: u32) -> Result<u64, Failure> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
