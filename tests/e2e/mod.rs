@@ -13,6 +13,7 @@
 //! | [`http`] | the health port's HTTP |
 //! | [`crowds`] | the health port among clients that mean no good |
 //! | [`health`] | the health port and the drop counters on it |
+//! | [`soak`] | all of it for half an hour: nothing grows, nothing is lost unseen |
 //! | [`start`] | exit status when it cannot start |
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
@@ -49,6 +50,7 @@ mod reference_bugs;
 mod scripts;
 mod scripts_faults;
 mod senders;
+mod soak;
 mod start;
 mod steering;
 mod super_packets;

@@ -96,6 +96,14 @@ impl Daemon {
         Ok(is_woken)
     }
 
+    /// Sends a packet from a client that is not there.
+    pub(crate) fn inject(&mut self, endpoint: u64, inner: &[u8]) -> io::Result<()> {
+        match self.gwlb.encapsulate(endpoint, Host::Client, inner) {
+            Some(packet) => Ok(self.wire.send(&packet)?),
+            None => Ok(()),
+        }
+    }
+
     fn wait(&self, wake: BorrowedFd<'_>, ticks: bool) -> io::Result<(bool, bool, Vec<bool>)> {
         let mut fds = vec![
             PollFd::new(wake, PollFlags::POLLIN),

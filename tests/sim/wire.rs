@@ -46,11 +46,15 @@ impl Wire {
         })
     }
 
-    /// Sends a complete IPv4 packet. EMSGSIZE is that the link does not take as much.
+    /// Sends a complete IPv4 packet. EMSGSIZE is that the link does not take as much. While the
+    /// other end of the link is down packets are lost, as on every wire.
     pub(crate) fn send(&self, packet: &[u8]) -> nix::Result<()> {
         let fd = self.socket.as_raw_fd();
-        let sent = sendto(fd, packet, &self.target, MsgFlags::empty())?;
-        assert_eq!(sent, packet.len(), "packet sockets send whole packets");
+        match sendto(fd, packet, &self.target, MsgFlags::empty()) {
+            Ok(sent) => assert_eq!(sent, packet.len(), "packet sockets send whole packets"),
+            Err(Errno::ENOBUFS) => {}
+            Err(errno) => return Err(errno),
+        }
         Ok(())
     }
 

@@ -28,3 +28,4 @@ pub(crate) mod streams;
 pub(crate) mod tools;
 pub(crate) mod traffic;
 pub(crate) mod unit;
+pub(crate) mod vitals;

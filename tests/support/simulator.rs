@@ -18,6 +18,7 @@ use crate::sim::report::Report;
 enum Question {
     Report(mpsc::Sender<Report>),
     ToggleRegistration,
+    Inject(Vec<(u64, Vec<u8>)>),
 }
 
 /// A running load balancer.
@@ -50,6 +51,12 @@ impl Simulator {
     /// Deregisters the target, or registers it anew.
     pub(crate) fn toggle_registration(&self) {
         self.ask(Question::ToggleRegistration);
+    }
+
+    /// Sends packets from clients through endpoints, by their ids. What returns is checked as every
+    /// packet is, and nobody's if the endpoint has no client.
+    pub(crate) fn inject(&self, packets: Vec<(u64, Vec<u8>)>) {
+        self.ask(Question::Inject(packets));
     }
 
     /// Waits until every node says so of the target.
@@ -115,6 +122,11 @@ fn serve(
                 // A test that fails meanwhile hears no answer, and needs none.
                 Ok(Question::Report(reply)) => drop(reply.send(daemon.gwlb.report())),
                 Ok(Question::ToggleRegistration) => daemon.gwlb.toggle_registration(),
+                Ok(Question::Inject(packets)) => {
+                    for (endpoint, inner) in packets {
+                        daemon.inject(endpoint, &inner)?;
+                    }
+                }
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return Ok(daemon.gwlb.report()),
             }
