@@ -12,7 +12,7 @@
 mod backend;
 mod crowd;
 mod gate;
-mod http;
+pub mod http;
 mod private_socket;
 pub(super) mod verdict;
 

@@ -3,25 +3,25 @@
 use std::fmt::Write;
 
 /// Bytes of a request's head that are read at most.
-pub(super) const HEAD_BYTES_MAX: usize = 8 << 10;
+pub const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Header fields in a head at most.
 const FIELDS_MAX: usize = 64;
 
 /// What the gate must know of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RequestHead {
+pub struct RequestHead {
     /// Bytes of the head; what follows belongs to the body or the next request.
-    pub(super) bytes: usize,
+    pub bytes: usize,
     /// Whether the answer has no body.
-    pub(super) is_head: bool,
+    pub is_head: bool,
     /// Whether the connection is for another request afterwards.
-    pub(super) keep_alive: bool,
+    pub keep_alive: bool,
 }
 
 /// What the bytes so far are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parsed {
+pub enum Parsed {
     /// A whole head.
     Head(RequestHead),
     /// The start of one.
@@ -31,7 +31,7 @@ pub(super) enum Parsed {
 }
 
 /// Looks for a request's head at the start of `bytes`.
-pub(super) fn parse_request(bytes: &[u8]) -> Parsed {
+pub fn parse_request(bytes: &[u8]) -> Parsed {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     let length = match request.parse(bytes) {
@@ -77,23 +77,23 @@ pub(super) fn parse_request(bytes: &[u8]) -> Parsed {
 
 /// An answer, whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reply {
+pub struct Reply {
     /// The status code.
-    pub(super) status: u16,
+    pub status: u16,
     /// The Content-Type.
-    pub(super) kind: String,
+    pub kind: String,
     /// The body.
-    pub(super) body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Reply {
     /// An answer of a status alone.
-    pub(super) const fn bare(status: u16) -> Self {
+    pub const fn bare(status: u16) -> Self {
         Self { status, kind: String::new(), body: Vec::new() }
     }
 
     /// Takes apart what the backend sent; nothing if that is no whole answer.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut response = httparse::Response::new(&mut fields);
         let Ok(httparse::Status::Complete(start)) = response.parse(bytes) else {
@@ -108,12 +108,12 @@ impl Reply {
         Some(Self {
             status: response.code?,
             kind: field("Content-Type")?.to_owned(),
-            body: bytes.get(start..start + length)?.to_vec(),
+            body: bytes.get(start..start.checked_add(length)?)?.to_vec(),
         })
     }
 
     /// The bytes to send: the reference program's fields, in its order.
-    pub(super) fn to_bytes(&self, is_head: bool, keep_alive: bool) -> Vec<u8> {
+    pub fn to_bytes(&self, is_head: bool, keep_alive: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",
             408 => "Request Timeout",
@@ -195,5 +195,13 @@ mod tests {
         assert_eq!(Reply::parse(&bytes[..bytes.len() - 1]), None);
         let bytes = reply.to_bytes(true, true);
         assert!(bytes.ends_with(b"Content-Length: 2\r\nConnection: keep-alive\r\n\r\n"));
+    }
+
+    /// Found by a fuzzer: where it ends was added up beyond the largest length.
+    #[test]
+    fn a_reply_that_claims_to_be_endless_is_none() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: ";
+        let endless = format!("{head}{}\r\n\r\n", usize::MAX);
+        assert_eq!(Reply::parse(endless.as_bytes()), None);
     }
 }
