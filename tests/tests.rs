@@ -3,6 +3,12 @@
 
 #[cfg(test)]
 mod e2e;
+#[cfg(test)]
+mod exhaustive;
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod oracle;
 mod sim;
 #[cfg(test)]
 mod sim_tests;
