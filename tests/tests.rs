@@ -2,6 +2,8 @@
 //! against its golden bytes, and the program end to end in namespaces.
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod e2e;
 #[cfg(test)]
 mod exhaustive;
@@ -9,6 +11,8 @@ mod exhaustive;
 mod fuzz;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod properties;
 mod sim;
 #[cfg(test)]
 mod sim_tests;

@@ -7,6 +7,7 @@
 //! | [`fault_links`] | links deleted, renamed, moved, down under the program |
 //! | [`fault_uplink`] | the way to the load balancer lost and restored |
 //! | [`faults`] | descriptors, locked memory, cores, clocks, standing still |
+//! | [`cases`] | datagrams that a person wrote down, in `tests/cases/` |
 //! | [`headers`] | which GENEVE header a packet returns in |
 //! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
 //! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
@@ -31,6 +32,7 @@
 //! | [`truth`] | 200 and 503 as they are |
 
 mod bytes;
+mod cases;
 mod cli;
 mod crowds;
 mod edges;

@@ -76,12 +76,26 @@ pub(crate) fn packet_socket(link: &str) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A packet socket that receives whatever passes `link` of the calling thread's namespace.
+#[cfg(test)]
+pub(crate) fn sniffer(link: &str) -> io::Result<OwnedFd> {
+    // Without a protocol it receives nothing until it is bound.
+    let fd = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES)?;
+    bind(fd.as_raw_fd(), &link_addr_for(link, [0; 6], libc::ETH_P_ALL)?)?;
+    Ok(fd)
+}
+
 /// The packet-socket address of a neighbour on `link`.
 pub(crate) fn link_addr(link: &str, mac: [u8; 6]) -> io::Result<LinkAddr> {
+    link_addr_for(link, mac, libc::ETH_P_IP)
+}
+
+fn link_addr_for(link: &str, mac: [u8; 6], protocol: libc::c_int) -> io::Result<LinkAddr> {
     let index = if_nametoindex(link)?;
     let mut address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).expect("small"),
-        sll_protocol: u16::try_from(libc::ETH_P_IP).expect("16 bits").to_be(),
+        sll_protocol: u16::try_from(protocol).expect("16 bits").to_be(),
         sll_ifindex: i32::try_from(index).expect("the kernel's indices are positive ints"),
         sll_hatype: 0,
         sll_pkttype: 0,

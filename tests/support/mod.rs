@@ -24,6 +24,7 @@ pub(crate) mod scratch;
 pub(crate) mod seccomp;
 pub(crate) mod segmented;
 pub(crate) mod simulator;
+pub(crate) mod sniffer;
 pub(crate) mod streams;
 pub(crate) mod tools;
 pub(crate) mod traffic;
