@@ -63,6 +63,10 @@ fn request(bytes: &[u8]) {
 fn reply(bytes: &[u8]) {
     let Some(reply) = http::Reply::parse(bytes) else { return };
     assert!(reply.body.len() < bytes.len());
+    // An answer of a status alone is not passed on.
+    if reply.kind.is_empty() {
+        return;
+    }
     let sent = reply.to_bytes(false, false);
     let again = http::Reply::parse(&sent).expect("an answer of ours");
     assert_eq!((again.status, again.body), (reply.status, reply.body));
