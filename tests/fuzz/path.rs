@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use gwlbtun::path::Decap;
+use gwlbtun::path::WAITING_MAX;
 use gwlbtun::path::plan::PACKETS_MAX;
 use gwlbtun::path::plan::SEND_BYTES_MAX;
 use gwlbtun::path::plan::Target;
@@ -24,6 +25,7 @@ use super::segmenter::cut;
 use super::stream::Stream;
 use crate::oracle;
 use crate::oracle::Belongs;
+use crate::oracle::Delivery;
 use crate::oracle::Flow;
 
 /// Events of one input at most.
@@ -62,6 +64,8 @@ struct Events {
     frames: Vec<Vec<u8>>,
     /// Which header of which outer port came for which flow.
     taught: HashSet<(Flow, Vec<u8>, u16)>,
+    /// The same of packets whose flow the oracle leaves open.
+    taught_to_others: HashSet<(Vec<u8>, u16)>,
     /// Packets that came in by either side, and packets that were planned for either.
     arrived: u64,
     planned: u64,
@@ -87,6 +91,7 @@ impl Events {
             expected: Vec::new(),
             frames: Vec::new(),
             taught: HashSet::new(),
+            taught_to_others: HashSet::new(),
             arrived: 0,
             planned: 0,
         }
@@ -137,12 +142,8 @@ impl Events {
         self.arrived += 1;
         let port = 60_000 + u16::from(port);
         let verdict = oracle::decide(datagram);
-        if let Ok(delivery) = verdict
-            && let Belongs::To(flow) = delivery.belongs
-        {
-            for flow in [flow, flow.reversed()] {
-                self.taught.insert((flow, delivery.header.to_vec(), port));
-            }
+        if let Ok(delivery) = verdict {
+            self.teach(&delivery, port);
         }
         match self.rig.arrive(datagram, port) {
             Decap::Done => {
@@ -154,6 +155,33 @@ impl Events {
             Decap::Unknown(id) => {
                 let _ = self.rig.path.announced(id, datagram, Rig::outer(port));
             }
+        }
+    }
+
+    fn teach(&mut self, delivery: &Delivery<'_>, port: u16) {
+        let header = delivery.header.to_vec();
+        match delivery.belongs {
+            Belongs::To(flow) => {
+                for flow in [flow, flow.reversed()] {
+                    self.taught.insert((flow, header.clone(), port));
+                }
+            }
+            Belongs::Fragment | Belongs::IcmpError => {
+                self.taught_to_others.insert((header, port));
+            }
+        }
+    }
+
+    /// A datagram that leaves has a header that came for its flow.
+    fn expect_taught(&self, delivery: &Delivery<'_>, port: u16) {
+        let header = delivery.header.to_vec();
+        // Without ports a packet may share its flow with fragments.
+        if let Belongs::To(flow) = delivery.belongs
+            && flow.ports != (0, 0)
+            && !self.taught_to_others.contains(&(header.clone(), port))
+        {
+            let used = (flow, header, port);
+            assert!(self.taught.contains(&used), "nobody sent {used:02x?}");
         }
     }
 
@@ -218,6 +246,10 @@ impl Events {
         for planned in self.rig.end_batch() {
             delivered.extend(self.look_at(&planned));
         }
+        self.rig.send_waiting();
+        for planned in self.rig.end_batch() {
+            self.look_at(&planned);
+        }
         let mut expected = std::mem::take(&mut self.expected);
         expected.sort();
         delivered.sort();
@@ -247,13 +279,7 @@ impl Events {
                     let delivery = oracle::decide(datagram).expect("what we send can be read");
                     assert_eq!(delivery.endpoint, ENDPOINT.0);
                     assert!(delivery.packet.len() <= INNER_BYTES_MAX);
-                    // Without ports a packet may share its flow with fragments.
-                    if let Belongs::To(flow) = delivery.belongs
-                        && flow.ports != (0, 0)
-                    {
-                        let used = (flow, delivery.header.to_vec(), outer.remote_port);
-                        assert!(self.taught.contains(&used), "nobody sent {used:02x?}");
-                    }
+                    self.expect_taught(&delivery, outer.remote_port);
                     inner += delivery.packet.len();
                 }
                 assert_eq!(inner, planned.packet_bytes);
@@ -262,11 +288,19 @@ impl Events {
         }
     }
 
-    /// Requires that every packet was planned, is held or was counted, and only once.
+    /// Requires that every packet was planned, is held, waits or was counted, and only once.
     fn expect_balance(&self) {
-        let gone = self.planned + self.rig.drops() + self.rig.cell.host_noise.get();
-        let (arrived, held) = (self.arrived, self.rig.held());
-        assert_eq!(arrived, gone + held, "{} planned, {held} held", self.planned);
+        let cell = &self.rig.cell;
+        let arrived = self.arrived + cell.too_big_sent.get();
+        let gone = self.planned + self.rig.drops() + cell.host_noise.get() + self.rig.held();
+        let waiting = arrived.checked_sub(gone);
+        let waiting = waiting.unwrap_or_else(|| panic!("{arrived} came, {gone} are gone"));
+        assert_eq!(
+            waiting > 0,
+            self.rig.path.has_waiting(),
+            "{waiting} are neither here nor there"
+        );
+        assert!(waiting <= WAITING_MAX as u64);
     }
 }
 

@@ -163,6 +163,11 @@ impl Rig {
         self.path.encap(SLOT, &frame, self.now, &mut self.memory, &mut self.plan);
     }
 
+    /// Fragments that wait for their first one leave if they can.
+    pub(crate) fn send_waiting(&mut self) {
+        self.path.send_waiting(self.now, &mut self.memory, &mut self.plan);
+    }
+
     /// Whether a frame more, or a datagram, fits the plan.
     pub(crate) fn has_room(&self) -> bool {
         self.path.has_room(&self.plan, 1)
