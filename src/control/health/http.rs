@@ -197,7 +197,7 @@ mod tests {
         assert!(bytes.ends_with(b"Content-Length: 2\r\nConnection: keep-alive\r\n\r\n"));
     }
 
-    /// Found by a fuzzer: where it ends was added up beyond the largest length.
+    /// Found while its fuzz target was written: its end was added up beyond the largest length.
     #[test]
     fn a_reply_that_claims_to_be_endless_is_none() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: ";
