@@ -202,6 +202,49 @@ pub struct Args {
     )]
     pub max_endpoints: u16,
 
+    /// Let so many new endpoints come at once, 1 to 4096; then --endpoint-rate counts [default: as
+    /// --max-endpoints].
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "N",
+        value_parser = value_parser!(u16).range(1..=4096),
+        allow_hyphen_values = true
+    )]
+    pub endpoint_burst: Option<u16>,
+
+    /// Let so many new endpoints come in a second, 1 to 1000.
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        value_parser = value_parser!(u16).range(1..=1000),
+        allow_hyphen_values = true
+    )]
+    pub endpoint_rate: u16,
+
+    /// Serve these endpoints and no others: vpce-ID,...
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "LIST",
+        action = ArgAction::Append,
+        allow_hyphen_values = true
+    )]
+    pub allow_endpoint: Vec<String>,
+
+    /// Take datagrams from these networks and no others, those of the load balancer's subnets:
+    /// 10.0.1.0/24,...
+    #[arg(
+        help_heading = "Limits",
+        long,
+        value_name = "LIST",
+        action = ArgAction::Append,
+        allow_hyphen_values = true
+    )]
+    pub allow_source: Vec<String>,
+
     /// Remember so many flows at most, 1 to 100,000,000 [default: from the memory's size].
     #[arg(
         help_heading = "Limits",

@@ -8,6 +8,7 @@ mod budget;
 mod offload;
 mod spreading;
 mod start_error;
+mod strangers;
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -57,12 +58,14 @@ use crate::worker::OPERATIONS_MAX;
 use crate::worker::Worker;
 use crate::worker::WorkerParts;
 use crate::worker::mailbox::Admission;
+use crate::worker::mailbox::AdmissionPlan;
 use crate::worker::mailbox::Mailbox;
 use budget::Budget;
 use budget::RingSizes;
 pub use start_error::StartError;
 use start_error::no_health_port;
 use start_error::no_tun;
+use strangers::Guard;
 
 /// Longest datagram and frame, bytes, where none are merged: an EC2 interface's MTU is 9,001 at
 /// most.
@@ -75,9 +78,6 @@ const HEADROOM_BYTES: usize = 320;
 /// Buffers of either kind that the kernel has at a time, and all of them, per worker.
 const BUFFERS_OFFERED: u16 = 256;
 const BUFFERS: u16 = 512;
-
-/// After the first burst, one new endpoint per this time: what a host's netlink keeps up with.
-const ENDPOINT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Packets for the log that wait for it.
 const SAMPLES: usize = 256;
@@ -97,6 +97,7 @@ struct Proven {
     open_files_before: Option<u64>,
     driver: DriverPlan,
     spreading: Spreading,
+    guard: Guard,
     listener: Option<TcpListener>,
 }
 
@@ -110,6 +111,7 @@ pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
     announce_features(proven.driver, settings.offload, &log);
     spreading::announce(&proven.spreading, &log);
+    strangers::announce(&settings, &proven.guard, &log);
     let result = run_proven(settings, proven, &log);
     if result.is_ok() {
         log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
@@ -172,13 +174,21 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         .map(|_| udp::open_receiver(receive_queue_bytes, offload.udp_gro))
         .collect();
     let receivers: Vec<_> = receivers.map_err(StartError::UdpPort)?;
+    let guard = strangers::keep_out(&receivers, settings);
     wait_for_the_port(&receivers, settings);
     let spreading = spreading::set_up(receivers, settings);
     let listener = match settings.health {
         Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
         None => None,
     };
-    Ok(Proven { hook_commands, open_files_before: open_files.before, driver, spreading, listener })
+    Ok(Proven {
+        hook_commands,
+        open_files_before: open_files.before,
+        driver,
+        spreading,
+        guard,
+        listener,
+    })
 }
 
 /// Why there is no ring at all. Without memory to lock that says `ENOMEM`.
@@ -232,10 +242,11 @@ fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, Star
 }
 
 fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
-    let Proven { hook_commands, open_files_before, driver, spreading, listener } = proven;
+    let Proven { hook_commands, open_files_before, driver, spreading, guard, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
-    let admission = Arc::new(admission(settings.endpoints_max, workers));
+    let admission = Arc::new(Admission::new(admission_plan(&settings)));
+    let sources = settings.sources_allowed.clone().map(Arc::new);
     let seed = HashSeed::random().map_err(|error| {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
         sys::Error::new("getrandom", "key of the flow hash", errno)
@@ -265,6 +276,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
             events: events.clone(),
             samples: samples.clone(),
             admission: Arc::clone(&admission),
+            sources: sources.clone(),
             flows: Arc::clone(&flows),
             cell: Arc::clone(&cell),
         };
@@ -284,6 +296,7 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         listener,
         netdev: netdev.clone(),
         spreading,
+        source_filter: guard.into_filter(),
         log: log.clone(),
     });
     started.threads.into_iter().for_each(|thread| end(thread, log));
@@ -295,13 +308,15 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
     result.map_err(StartError::from)
 }
 
-/// Every worker announces an endpoint that it sees, and all but one get their permit back: with
-/// fewer permits than this the last endpoint would be refused by some. Control has as many slots
-/// as the limit says.
-fn admission(endpoints_max: u16, workers: usize) -> Admission {
-    let announcing = u32::try_from(workers).unwrap_or(u32::MAX);
-    let permits = u32::from(endpoints_max).saturating_add(announcing);
-    Admission::new(permits, permits, ENDPOINT_INTERVAL)
+fn admission_plan(settings: &Settings) -> AdmissionPlan {
+    let Settings { endpoints_max, endpoint_burst, endpoint_rate, .. } = *settings;
+    AdmissionPlan {
+        workers: u32::try_from(settings.workers.len()).expect("at most 256"),
+        endpoints_max: endpoints_max.into(),
+        burst: endpoint_burst.unwrap_or(endpoints_max).into(),
+        interval: Duration::from_secs(1) / u32::from(endpoint_rate),
+        allowed: settings.endpoints_allowed.clone(),
+    }
 }
 
 #[derive(Default)]

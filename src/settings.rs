@@ -13,10 +13,12 @@
 //! Without a list, workers are spread over the cores of the process in turn.
 
 mod cpu_list;
+mod lists;
 mod reserve;
 
 pub use cpu_list::CpuListError;
 pub use cpu_list::parse as parse_cpu_list;
+pub use lists::SourcesError;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -30,7 +32,9 @@ use crate::cli::Number;
 pub use crate::cli::Steer;
 use crate::log::Level;
 use crate::log::Thresholds;
+use crate::types::EndpointId;
 use crate::types::Offload;
+use crate::types::SourceList;
 use crate::types::TcpSegmentMax;
 use crate::types::WorkerId;
 use reserve::ReserveError;
@@ -45,6 +49,10 @@ const FLOW_BYTES: u64 = 72;
 
 /// Idle time of a TCP flow, seconds: the load balancer's own default.
 const TCP_IDLE_SECS: u32 = 350;
+
+/// An endpoint that somebody has made up is not used for so long; one in use is, for the load
+/// balancer's own health checks pass through none.
+const STRANGER_IDLE: Duration = Duration::from_mins(1);
 
 /// Most flows that can be asked for.
 pub const FLOWS_MAX: u32 = 100_000_000;
@@ -102,6 +110,17 @@ pub struct Settings {
     pub flows_max: u32,
     /// Endpoints to serve at most, 1 to 4096.
     pub endpoints_max: u16,
+    /// How many may be new at once, at least 1; nothing if as many as there may be at all.
+    pub endpoint_burst: Option<u16>,
+    /// And how many then in a second, at least 1.
+    pub endpoint_rate: u16,
+    /// The endpoints to serve, in ascending order; nothing if any.
+    pub endpoints_allowed: Option<Vec<EndpointId>>,
+    /// Who may send datagrams; nothing if anybody.
+    pub sources_allowed: Option<SourceList>,
+    /// Where there is no room for an endpoint: how long another one must have been idle to go for
+    /// it.
+    pub stranger_idle: Duration,
     /// What the operator should know about these settings; each is one line for the log.
     pub warnings: Vec<String>,
 }
@@ -159,6 +178,12 @@ pub enum SettingsError {
     /// A reservation of flows is malformed.
     #[error("--reserve \"{0}\": {1}; write six numbers like 16384,16384,1024,1024,1024,1024")]
     BadReserve(String, ReserveError),
+    /// A list of senders is malformed.
+    #[error("--allow-source: {0}; write networks like 10.0.1.0/24,10.0.2.0/24")]
+    BadSource(#[from] SourcesError),
+    /// A list of endpoints is malformed.
+    #[error("--allow-endpoint: \"{0}\" is no endpoint id like vpce-02b8ee1d4db0c51c4")]
+    BadEndpoint(String),
     /// More workers than a TUN has queues.
     #[error("{0} workers asked for, but a TUN has at most {WORKERS_MAX} queues; ask for fewer")]
     TooManyWorkers(usize),
@@ -212,6 +237,12 @@ impl Settings {
             clamp_mss: args.clamp_mss.map(TcpSegmentMax::new),
             flows_max: flows_max(args, host, &mut warnings)?,
             endpoints_max: args.max_endpoints,
+            endpoint_burst: args.endpoint_burst,
+            endpoint_rate: args.endpoint_rate,
+            endpoints_allowed: lists::endpoints(&args.allow_endpoint)
+                .map_err(SettingsError::BadEndpoint)?,
+            sources_allowed: lists::sources(&args.allow_source)?,
+            stranger_idle: STRANGER_IDLE,
             warnings,
         })
     }
@@ -403,7 +434,11 @@ mod tests {
         assert_eq!((plain.hooks.jobs, plain.hooks.insecure_allowed), (1, false));
         assert_eq!(plain.receive_queue_bytes, 8 << 20, "1 GiB / 64 / 2 workers");
         assert_eq!((plain.thresholds, plain.hex_dump), (Thresholds::default(), false));
-        assert_eq!(plain.endpoints_max, 1024);
+        assert_eq!(
+            (plain.endpoints_max, plain.endpoint_burst, plain.endpoint_rate),
+            (1024, None, 10)
+        );
+        assert_eq!((plain.endpoints_allowed, plain.sources_allowed), (None, None));
         assert!(plain.warnings.is_empty());
     }
 
@@ -449,6 +484,15 @@ mod tests {
             ("", "300 workers"),
             ("--tunaffinity 3abc", "--tunaffinity \"3abc\""),
             ("--cores 1-0", "--cores \"1-0\""),
+            (
+                "--workers 1 --allow-source 10.0.0.0/40",
+                "--allow-source: \"10.0.0.0/40\" is no IPv4 network;",
+            ),
+            ("--workers 1 --allow-source=", "--allow-source: \"\""),
+            (
+                "--workers 1 --allow-endpoint vpce-12",
+                "--allow-endpoint: \"vpce-12\" is no endpoint id",
+            ),
         ] {
             let text = settings(line, &all).unwrap_err();
             assert!(text.contains(needle) && !text.contains('\n'), "{line}: {text}");
@@ -517,6 +561,19 @@ mod tests {
         assert_eq!((asked.steer, asked.tun_steering), (Steer::Inner, false));
         assert!(plain.offload.udp_gro && !asked.offload.udp_gro && asked.offload.udp_gso);
         assert!(settings("--steer inner", &[0]).unwrap().offload.udp_gro, "one worker has all");
+    }
+
+    #[test]
+    fn who_may_come() {
+        let line = "--allow-source 10.0.1.0/24 --allow-source 10.0.9.0/24,10.0.8.0/24 \
+                    --allow-endpoint vpce-02b8ee1d4db0c51c4 --endpoint-burst 5 --endpoint-rate 1";
+        let asked = settings(line, &[0]).unwrap();
+        assert_eq!(
+            asked.sources_allowed.unwrap().to_string(),
+            "10.0.1.0-10.0.1.255, 10.0.8.0-10.0.9.255"
+        );
+        assert_eq!(asked.endpoints_allowed, Some(vec![EndpointId(0x2b8e_e1d4_db0c_51c4)]));
+        assert_eq!((asked.endpoint_burst, asked.endpoint_rate), (Some(5), 1));
     }
 
     #[test]

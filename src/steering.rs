@@ -8,6 +8,8 @@
 //! | UDP socket | the kernel's hash of the outer path | [`receivers`]: hash of the flow inside |
 //! | TUN queue | the kernel's hash of the flow | [`links`]: where it was written, else the hash |
 //!
+//! And which packets get to a worker at all: [`sources`].
+//!
 //! # The hash
 //!
 //! The same for both directions of a flow, and the same in both programs, in 32-bit numbers:
@@ -28,6 +30,7 @@
 
 pub mod links;
 pub mod receivers;
+pub mod sources;
 
 /// What the sums are multiplied with: odd, and as many ones as zeros (2³² / golden ratio; the
 /// first constant of `MurmurHash3`).

@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["types"]),
     ("path", &["flow", "stats", "types", "wire"]),
     ("sys", &["sync", "types"]),
-    ("steering", &["sys"]),
+    ("steering", &["sys", "types"]),
     // An engine executes the plans of the path and knows nothing else of it.
     ("uring", &["path::plan", "sys", "types"]),
     ("settings", &["cli", "log", "types"]),

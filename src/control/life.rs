@@ -19,6 +19,7 @@ use super::hooks::HookRequest;
 use super::netdev::LinkPair;
 use super::netdev::NetdevError;
 use super::registry::Phase;
+use super::strangers;
 use crate::flow::Templates;
 use crate::log::Level;
 use crate::log::Section;
@@ -64,6 +65,8 @@ pub(super) enum Notice {
     Detached(WorkerId),
     /// A worker lost a queue.
     QueueLost(WorkerId, Side, Errno),
+    /// Others want its place, and it looked idle and strange.
+    MakeRoom,
     /// The program is stopping.
     End,
 }
@@ -75,12 +78,12 @@ pub(super) struct Life {
     pub(super) endpoint: EndpointRef,
     pub(super) notices: mpsc::Receiver<Notice>,
     /// What it lives by.
-    pub(super) permit: Option<Permit>,
+    pub(super) permit: Permit,
     /// A link is gone, or a worker cannot use it: nothing but a new life helps.
     pub(super) lost: bool,
 }
 
-/// A permit that control has taken over from a worker; it goes back when this is dropped.
+/// A permit; it goes back when this is dropped.
 pub(super) struct Permit(pub(super) Arc<Admission>);
 
 impl Drop for Permit {
@@ -107,7 +110,7 @@ impl Life {
             Some(Err(error)) => self.give_up(&error).await,
             None => control.forget(self.id, DropReason::Shutdown),
         }
-        drop(self.permit.take());
+        drop(self.permit);
         control.life_ended(self.id, self.endpoint, self.lost);
     }
 
@@ -179,13 +182,14 @@ impl Life {
         let cells = Rc::new(cells);
         self.attach(pair, &cells);
         loop {
-            self.until_over(attached, &cells).await;
+            let makes_room = self.until_over(attached, &cells).await;
             let (control, cells) = (Rc::clone(&self.control), Rc::clone(&cells));
             let lost = self.lost;
             let on_turn = move || {
                 let is_due = control.stopping.get()
                     || lost
-                    || idle_left(&control, attached, &cells) == Some(Duration::ZERO);
+                    || idle_left(&control, attached, &cells) == Some(Duration::ZERO)
+                    || makes_room && is_idle_stranger(&control, attached, &cells);
                 if is_due {
                     control.post_all(|_| Command::Closing(endpoint));
                     removing(&control);
@@ -195,6 +199,7 @@ impl Life {
             if self.hook(HookAction::Destroy, on_turn).await != HookOutcome::NotWanted {
                 return;
             }
+            self.control.registry.borrow_mut().stays(self.id);
         }
     }
 
@@ -214,20 +219,22 @@ impl Life {
     }
 
     /// Waits for the end of the program, of the endpoint's traffic, or of one of its links.
-    async fn until_over(&mut self, attached: Moment, cells: &[Arc<EndpointCell>]) {
+    /// Returns whether it is to make room for others.
+    async fn until_over(&mut self, attached: Moment, cells: &[Arc<EndpointCell>]) -> bool {
         loop {
             let left = idle_left(&self.control, attached, cells);
             if left == Some(Duration::ZERO) {
-                return;
+                return false;
             }
             tokio::select! {
                 notice = self.notices.recv() => match notice {
-                    Some(Notice::End) | None => return,
+                    Some(Notice::End) | None => return false,
+                    Some(Notice::MakeRoom) => return true,
                     Some(Notice::QueueLost(worker, side, errno)) => {
                         self.queue_lost(worker, side, errno);
                         let early = BACK_OFF.saturating_sub(clock::now().since(attached));
                         let _ = time::timeout(early, ended(&mut self.notices)).await;
-                        return;
+                        return false;
                     }
                     Some(Notice::Detached(_)) => {}
                 },
@@ -242,8 +249,6 @@ impl Life {
     async fn detach(&mut self) {
         let control = Rc::clone(&self.control);
         control.set_phase(self.id, Phase::Leaving);
-        // Who lets go may announce the next life at once, and needs a permit for it.
-        drop(self.permit.take());
         let mut attached: HashSet<_> = control.workers.iter().map(|worker| worker.id).collect();
         for worker in control.post_all(|_| Command::Detach(self.endpoint)) {
             attached.remove(&worker);
@@ -255,7 +260,7 @@ impl Life {
                     Some(Notice::Detached(worker)) => {
                         attached.remove(&worker);
                     }
-                    Some(Notice::QueueLost(..)) => {}
+                    Some(Notice::QueueLost(..) | Notice::MakeRoom) => {}
                     Some(Notice::End) | None => break,
                 }
                 left.set(attached.len());
@@ -379,6 +384,11 @@ fn idle_left(control: &Control, attached: Moment, cells: &[Arc<EndpointCell>]) -
     let last = cells.iter().map(|cell| cell.last_seen.get()).max();
     let last = last.unwrap_or(Moment::ZERO).max(attached);
     Some(limit.saturating_sub(clock::now().since(last)))
+}
+
+/// Whether an endpoint may go for others.
+fn is_idle_stranger(control: &Control, attached: Moment, cells: &[Arc<EndpointCell>]) -> bool {
+    strangers::is_idle(cells, attached, control.settings.stranger_idle, clock::now())
 }
 
 /// Sleeps for `left`, or for ever.

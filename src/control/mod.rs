@@ -5,6 +5,7 @@
 //! | this one | the thread itself: events of the workers, signals, the end of the program |
 //! | `registry`, `slots` | which endpoints live, and where |
 //! | `life` | what happens to one endpoint, in order |
+//! | `strangers` | which endpoints have to make room for others |
 //! | `hooks` | the operator's commands |
 //! | `netdev` | the thread for whatever takes the kernel's rtnl lock |
 //! | `spread` | which worker gets which datagram |
@@ -30,6 +31,7 @@ mod samples;
 mod slots;
 pub mod spread;
 mod status;
+mod strangers;
 mod words;
 
 use std::cell::Cell;
@@ -55,6 +57,7 @@ use crate::log::Section;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::WorkerCell;
+use crate::steering::sources::SourceFilter;
 use crate::sync::Receiver;
 use crate::sys;
 use crate::sys::EventFd;
@@ -65,6 +68,7 @@ use crate::types::Downgrade;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
+use crate::types::Moment;
 use crate::types::WorkerId;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Command;
@@ -82,7 +86,6 @@ use life::Life;
 use life::Notice;
 use life::Permit;
 use netdev::NetdevError;
-use registry::Announced;
 use registry::Phase;
 use registry::Registry;
 use samples::Samples;
@@ -122,6 +125,8 @@ pub struct Parts {
     pub netdev: netdev::Handle,
     /// How datagrams and packets find their worker.
     pub spreading: Spreading,
+    /// What keeps strangers' datagrams out of the receive sockets, if something does.
+    pub source_filter: Option<SourceFilter>,
     /// The log.
     pub log: Log,
 }
@@ -173,9 +178,9 @@ struct Control {
     changed: Notify,
     /// Reasons of failed creations that the log has.
     reasons_told: RefCell<HashSet<String>>,
-    /// An endpoint had a permit, but found no slot.
-    no_slot: Cell<bool>,
     refusal_told: Cell<bool>,
+    denial_told: Cell<bool>,
+    stranger_told: Cell<bool>,
 }
 
 /// Runs the program until SIGINT, SIGTERM or the failure of a worker; then every endpoint's
@@ -221,6 +226,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         status: RefCell::new(Status::new(
             &settings,
             parts.spreading,
+            parts.source_filter,
             Arc::clone(&board),
             clock::now(),
         )),
@@ -235,8 +241,9 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         failure: RefCell::new(None),
         changed: Notify::new(),
         reasons_told: RefCell::default(),
-        no_slot: Cell::new(false),
         refusal_told: Cell::new(false),
+        denial_told: Cell::new(false),
+        stranger_told: Cell::new(false),
     });
     if let Some((settings, listener)) = health {
         let refreshing = Rc::clone(&control);
@@ -330,16 +337,55 @@ impl Control {
         if self.status.borrow().has_no_device() {
             tokio_uring::spawn(Rc::clone(self).look_for_device());
         }
-        if self.has_refused() && !self.refusal_told.replace(true) {
-            let limit = self.settings.endpoints_max;
+        self.tell_refusals();
+        self.make_room(now);
+    }
+
+    /// Tells once who was turned away: an operator may not have meant that.
+    fn tell_refusals(&self) {
+        let limit = self.settings.endpoints_max;
+        if self.admission.has_refused() && !self.refusal_told.replace(true) {
             self.log.line(
                 Section::Geneve,
                 Level::Critical,
                 format_args!(
                     "An endpoint was refused: there are {limit} already, or too many came at \
-                     once. --max-endpoints sets the limit."
+                     once. --max-endpoints and --endpoint-burst set the limits."
                 ),
             );
+        }
+        if let Some(id) = self.admission.first_denied()
+            && !self.denial_told.replace(true)
+        {
+            let called = self.called(id);
+            let text = format_args!("Traffic of {called} is dropped: --allow-endpoint lacks it.");
+            self.log.line(Section::Geneve, Level::Important, text);
+        }
+        if let Some(source) = self.status.borrow().last_stranger(&self.workers)
+            && !self.stranger_told.replace(true)
+        {
+            let text =
+                format_args!("Datagrams from {source} are dropped: --allow-source lacks it.");
+            self.log.line(Section::Udp, Level::Important, text);
+        }
+    }
+
+    /// Asks idle strangers to go, if an endpoint was refused for want of room.
+    fn make_room(&self, now: Moment) {
+        if !self.admission.is_room_wanted() {
+            return;
+        }
+        let Settings { stranger_idle, endpoint_rate, .. } = *self.settings;
+        let strangers = self.status.borrow().idle_strangers(stranger_idle, now);
+        let mut registry = self.registry.borrow_mut();
+        let asked = strangers.into_iter().filter(|&id| registry.ask_to_go(id));
+        let count = asked.take(strangers::per_second(endpoint_rate)).count();
+        if count > 0 {
+            let text = format_args!(
+                "There is no room for another endpoint: {count} go that are idle and never had a \
+                 flow both ways."
+            );
+            self.log.line(Section::Geneve, Level::Important, text);
         }
     }
 
@@ -379,15 +425,10 @@ impl Control {
         }
     }
 
-    /// Whether an endpoint was refused since start.
-    fn has_refused(&self) -> bool {
-        self.no_slot.get() || self.admission.has_refused()
-    }
-
     /// Brings the health page up to date.
     fn refresh(&self) {
         let mut status = self.status.borrow_mut();
-        status.set_refused(self.has_refused());
+        status.set_refused(self.admission.has_refused());
         status.refresh(&self.workers, clock::now());
     }
 
@@ -432,55 +473,41 @@ impl Control {
 
     fn on_endpoint_seen(self: &Rc<Self>, worker: WorkerId, id: EndpointId) {
         if self.stopping.get() {
-            self.admission.release();
             self.post(worker, Command::Forget(id, DropReason::Shutdown));
             return;
         }
-        let announced = self.registry.borrow_mut().announce(worker, id);
-        match announced {
-            Announced::Begin(endpoint, notices) => self.begin(id, endpoint, notices),
-            Announced::Later => {}
-            Announced::Known => self.admission.release(),
-            Announced::NoSlot => {
-                self.no_slot.set(true);
-                self.admission.release();
-                self.post(worker, Command::Forget(id, DropReason::EndpointLimit));
-            }
+        let is_new = self.registry.borrow_mut().announce(worker, id);
+        if is_new {
+            self.begin(id, HashSet::from([worker]));
         }
     }
 
-    fn begin(
-        self: &Rc<Self>,
-        id: EndpointId,
-        endpoint: EndpointRef,
-        notices: tokio::sync::mpsc::Receiver<Notice>,
-    ) {
-        let permit = Some(Permit(Arc::clone(&self.admission)));
+    /// Begins an endpoint's life for the workers that asked for it, if there is room for one more.
+    fn begin(self: &Rc<Self>, id: EndpointId, asked: HashSet<WorkerId>) {
+        if let Err(reason) = self.admission.begin(clock::now()) {
+            for worker in asked {
+                self.post(worker, Command::Forget(id, reason));
+            }
+            return;
+        }
+        let permit = Permit(Arc::clone(&self.admission));
+        let (endpoint, notices) = self.registry.borrow_mut().begin(id, asked);
         let control = Rc::clone(self);
         let life = Life { control, id, endpoint, notices, permit, lost: false };
         tokio_uring::spawn(life.run());
     }
 
     /// The last act of a life, which has given its permit back. If it was asked for again, it
-    /// begins again with the permit that came with that. If its links were `lost`, it begins again
-    /// in any case, but for want of a permit: then its next datagram asks for one.
+    /// begins again. If its links were `lost`, it does in any case, if there is room.
     fn life_ended(self: &Rc<Self>, id: EndpointId, endpoint: EndpointRef, lost: bool) {
         let asked = self.registry.borrow_mut().end(id, endpoint);
         self.changed.notify_one();
-        let goes_on = lost && !self.stopping.get();
-        if asked.is_empty() && !(goes_on && self.admission.admit(clock::now()).is_ok()) {
-            return;
-        }
         if self.stopping.get() {
-            self.admission.release();
             for worker in asked {
                 self.post(worker, Command::Forget(id, DropReason::Shutdown));
             }
-            return;
-        }
-        let again = self.registry.borrow_mut().begin(id, asked);
-        if let Announced::Begin(endpoint, notices) = again {
-            self.begin(id, endpoint, notices);
+        } else if lost || !asked.is_empty() {
+            self.begin(id, asked);
         }
     }
 

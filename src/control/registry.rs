@@ -22,18 +22,8 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// What an announcement leads to.
-#[derive(Debug)]
-pub(super) enum Announced {
-    /// A life begins; it keeps the permit.
-    Begin(EndpointRef, mpsc::Receiver<Notice>),
-    /// The next life will begin when this one has ended; it keeps the permit.
-    Later,
-    /// It is being dealt with already; the permit goes back.
-    Known,
-    /// No slot is free, although there was a permit; the permit goes back.
-    NoSlot,
-}
+/// A life that begins: its slot, and where it hears what others tell it.
+pub(super) type Beginning = (EndpointRef, mpsc::Receiver<Notice>);
 
 #[derive(Debug)]
 struct Entry {
@@ -45,6 +35,8 @@ struct Entry {
     asked: HashSet<WorkerId>,
     /// Workers that asked for the next one.
     asked_next: HashSet<WorkerId>,
+    /// It was told to make room, and has not said yet that it stays.
+    is_to_go: bool,
 }
 
 /// All endpoints.
@@ -70,33 +62,33 @@ impl Registry {
         }
     }
 
-    /// A worker has seen the first datagram of an endpoint.
-    pub(super) fn announce(&mut self, worker: WorkerId, id: EndpointId) -> Announced {
+    /// A worker has seen the first datagram of an endpoint. Returns whether nobody knows of it: it
+    /// may begin. Otherwise it is being dealt with, or will begin when this life has ended.
+    pub(super) fn announce(&mut self, worker: WorkerId, id: EndpointId) -> bool {
         let Some(entry) = self.entries.get_mut(&id) else {
-            return self.begin(id, HashSet::from([worker]));
+            return true;
         };
         match entry.phase {
             Phase::Starting => {
                 entry.asked.insert(worker);
-                Announced::Known
             }
-            Phase::Serving => Announced::Known,
+            Phase::Serving => {}
             Phase::Leaving => {
-                let is_first = entry.asked_next.is_empty();
                 entry.asked_next.insert(worker);
-                if is_first { Announced::Later } else { Announced::Known }
             }
         }
+        false
     }
 
     /// Begins a life that the workers `asked` wait for.
-    pub(super) fn begin(&mut self, id: EndpointId, asked: HashSet<WorkerId>) -> Announced {
-        let Some(endpoint) = self.slots.take() else {
-            return Announced::NoSlot;
-        };
+    ///
+    /// # Panics
+    /// Without a permit: there are as many slots.
+    pub(super) fn begin(&mut self, id: EndpointId, asked: HashSet<WorkerId>) -> Beginning {
+        let endpoint = self.slots.take().expect("every permit has a slot");
         // Each worker says "detached" once, and "lost" twice per queue if it could not even be
-        // registered; and there is one end.
-        let (notices, receiver) = mpsc::channel(5 * self.workers + 1);
+        // registered; and there is one end, and one wish that it may go.
+        let (notices, receiver) = mpsc::channel(5 * self.workers + 2);
         self.begun += 1;
         let entry = Entry {
             order: self.begun,
@@ -105,10 +97,11 @@ impl Registry {
             notices,
             asked,
             asked_next: HashSet::new(),
+            is_to_go: false,
         };
         self.entries.insert(id, entry);
         self.ids[endpoint.slot.index()] = id;
-        Announced::Begin(endpoint, receiver)
+        (endpoint, receiver)
     }
 
     /// A life has ended. Who asked for the next one, if anybody did.
@@ -140,6 +133,24 @@ impl Registry {
         }
     }
 
+    /// Asks the task of an endpoint to end if that is idle and a stranger, to make room. Returns
+    /// whether it was asked: not if it is not served, or was asked before.
+    pub(super) fn ask_to_go(&mut self, id: EndpointId) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let is_news = entry.phase == Phase::Serving && !entry.is_to_go;
+        entry.is_to_go |= is_news;
+        is_news && entry.notices.try_send(Notice::MakeRoom).is_ok()
+    }
+
+    /// The endpoint that was asked to go stays.
+    pub(super) fn stays(&mut self, id: EndpointId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.is_to_go = false;
+        }
+    }
+
     /// Tells all tasks to end, the oldest first.
     pub(super) fn end_all(&self) {
         let mut entries: Vec<_> = self.entries.values().collect();
@@ -163,25 +174,20 @@ mod tests {
         let (a, b) = (WorkerId(0), WorkerId(1));
         let id = EndpointId(7);
         let mut registry = Registry::new(1, 2);
-        let Announced::Begin(first, mut notices) = registry.announce(a, id) else {
-            panic!("the first announcement begins a life");
-        };
-        assert!(matches!(registry.announce(b, id), Announced::Known));
-        assert!(matches!(registry.announce(a, EndpointId(8)), Announced::NoSlot));
+        assert!(registry.announce(a, id));
+        let (first, mut notices) = registry.begin(id, HashSet::from([a]));
+        assert!(!registry.announce(b, id));
         registry.set_phase(id, Phase::Serving);
-        assert!(matches!(registry.announce(b, id), Announced::Known));
+        assert!(!registry.announce(b, id));
         registry.notify(first, Notice::Detached(b));
         assert!(matches!(notices.try_recv(), Ok(Notice::Detached(WorkerId(1)))));
 
         registry.set_phase(id, Phase::Leaving);
-        assert!(matches!(registry.announce(b, id), Announced::Later));
-        assert!(matches!(registry.announce(a, id), Announced::Known));
+        assert!(!registry.announce(b, id) && !registry.announce(a, id));
         let asked = registry.end(id, first);
         assert_eq!(asked, HashSet::from([a, b]));
         assert!(registry.is_empty());
-        let Announced::Begin(second, mut notices) = registry.begin(id, asked) else {
-            panic!("the slot is free again");
-        };
+        let (second, mut notices) = registry.begin(id, asked);
         assert_eq!(second.slot, first.slot);
         assert_ne!(second.generation, first.generation);
         registry.notify(first, Notice::End);
@@ -190,5 +196,22 @@ mod tests {
         registry.end_all();
         assert!(matches!(notices.try_recv(), Ok(Notice::End)));
         assert!(registry.end(id, second).is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_to_go_once_while_it_is_served() {
+        let id = EndpointId(7);
+        let mut registry = Registry::new(1, 1);
+        let (_, mut notices) = registry.begin(id, HashSet::new());
+        assert!(!registry.ask_to_go(id), "its hook runs");
+        registry.set_phase(id, Phase::Serving);
+        assert!(registry.ask_to_go(id) && !registry.ask_to_go(id));
+        assert!(matches!(notices.try_recv(), Ok(Notice::MakeRoom)));
+        assert!(notices.try_recv().is_err(), "told once");
+        registry.stays(id);
+        assert!(registry.ask_to_go(id));
+        registry.set_phase(id, Phase::Leaving);
+        registry.stays(id);
+        assert!(!registry.ask_to_go(id) && !registry.ask_to_go(EndpointId(8)));
     }
 }

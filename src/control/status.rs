@@ -1,6 +1,7 @@
 //! What control knows about the state of the program, and the page it makes of that.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::losses::Growth;
 use super::losses::Losses;
 use super::spread::Spread;
 use super::spread::Spreading;
+use super::strangers;
 use crate::settings::Settings;
 use crate::stats::DropsSnapshot;
 use crate::stats::EndpointCell;
@@ -20,8 +22,12 @@ use crate::stats::EndpointRow;
 use crate::stats::FlowsSnapshot;
 use crate::stats::Page;
 use crate::stats::WorkerRow;
+use crate::stats::WorkerSnapshot;
+use crate::steering::sources::Refused;
+use crate::steering::sources::SourceFilter;
 use crate::sys::affinity;
 use crate::sys::affinity::Place;
+use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::Moment;
 use crate::types::Offload;
@@ -81,6 +87,7 @@ pub(super) struct Status {
     /// The core that each worker is tied to.
     cores: Vec<Option<usize>>,
     offload: Offload,
+    source_filter: Option<SourceFilter>,
 }
 
 #[derive(Debug)]
@@ -98,6 +105,7 @@ impl Status {
     pub(super) fn new(
         settings: &Settings,
         spreading: Spreading,
+        source_filter: Option<SourceFilter>,
         board: Arc<Board>,
         now: Moment,
     ) -> Self {
@@ -121,6 +129,7 @@ impl Status {
             losses: Losses::default(),
             cores: settings.workers.iter().map(|spec| spec.core).collect(),
             offload: settings.offload,
+            source_filter,
         }
     }
 
@@ -145,6 +154,32 @@ impl Status {
             self.drops_of_gone += (&cell.decap_drops).into();
             self.drops_of_gone += (&cell.encap_drops).into();
         }
+    }
+
+    /// Endpoints that may go for others, the longest idle first.
+    pub(super) fn idle_strangers(&self, idle: Duration, now: Moment) -> Vec<EndpointId> {
+        let since = |(&id, endpoint): (&EndpointId, &EndpointState)| {
+            Some((strangers::idle_since(&endpoint.cells, endpoint.since)?, id))
+        };
+        let mut strangers: Vec<_> = self.endpoints.iter().filter_map(since).collect();
+        strangers.retain(|&(last, _)| now.since(last) >= idle);
+        strangers.sort_unstable();
+        strangers.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Who sent the last datagram that was dropped for where it came from, or one of the last.
+    pub(super) fn last_stranger(&self, workers: &[WorkerLink]) -> Option<Ipv4Addr> {
+        let by_kernel = self.refused_sources().into_iter().find_map(|refused| refused.last_source);
+        by_kernel.or_else(|| {
+            let mut by_workers = workers.iter().map(|worker| worker.cell.stranger.get());
+            let bits = by_workers.find(|&bits| bits > 0)?;
+            u32::try_from(bits).ok().map(Ipv4Addr::from_bits)
+        })
+    }
+
+    /// What the kernel has dropped for where it came from, by worker; nothing if it drops none.
+    fn refused_sources(&self) -> Vec<Refused> {
+        self.source_filter.as_ref().map_or_else(Vec::new, SourceFilter::refused)
     }
 
     /// A link of an endpoint is lost, until the endpoint is made again.
@@ -280,14 +315,18 @@ impl Status {
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
-        let rows = workers.iter().map(|worker| {
+        let refused =
+            self.refused_sources().into_iter().chain(std::iter::repeat(Refused::default()));
+        let rows = workers.iter().zip(refused).map(|(worker, refused)| {
+            let mut counters = WorkerSnapshot::from(worker.cell.as_ref());
+            counters.add_dropped(DropReason::SourceDenied, refused.datagrams, refused.bytes);
             let turn = worker.cell.last_turn.get().max(self.started);
             let last = worker.cell.last_datagram.get().max(self.started);
             WorkerRow {
                 thread_id: worker.thread_id,
                 healthy: now.since(turn) <= TURN_MAX && !self.failed.contains_key(&worker.id),
                 quiet: now.since(last),
-                counters: worker.cell.as_ref().into(),
+                counters,
             }
         });
         let endpoints: Vec<_> =
@@ -342,7 +381,8 @@ mod tests {
         let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
         let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
         let start = Moment::from_secs(100);
-        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
+        let mut status =
+            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
         for id in 0..20 {
             status.set_not_made(EndpointId(id), format!("endpoint {id}"), start);
         }
@@ -380,7 +420,8 @@ mod tests {
         let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
         let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
         let start = Moment::from_secs(100);
-        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
+        let mut status =
+            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
         status.downgrades.add(WorkerId(3), Downgrade::UdpGso, crate::sys::Errno::EIO);
         assert!(!status.page(&[], start).offload.udp_gso && status.offload.udp_gso);
         status.judge(&[], start);

@@ -8,6 +8,7 @@ use crate::settings::Host;
 use crate::sys::Errno;
 use crate::types::Offload;
 use crate::types::Side;
+use crate::worker::mailbox::AdmissionPlan;
 use crate::worker::mailbox::Attachment;
 use crossbeam_channel::RecvTimeoutError;
 use crossbeam_channel::Sender;
@@ -59,7 +60,8 @@ impl Rig {
             .map(|word| word.replace('@', directory.to_str().unwrap()).into())
             .collect();
         let host = Host { cpus: vec![0, 0], ram_bytes: 0 };
-        let settings = Settings::new(&crate::cli::parse(words).unwrap(), &host).unwrap();
+        let mut settings = Settings::new(&crate::cli::parse(words).unwrap(), &host).unwrap();
+        settings.stranger_idle = Duration::from_secs(1);
         let listener = settings.health.map(|_| health::bind(0).unwrap());
         let health = listener.as_ref().map(|listener| listener.local_addr().unwrap().port());
         let wake = Arc::new(EventFd::new().unwrap());
@@ -70,7 +72,7 @@ impl Rig {
         let flags = [&stalled, &clinging];
         let workers = [WorkerId(0), WorkerId(1)]
             .map(|id| worker(id, events.clone(), tell.clone(), flags.map(Arc::clone)));
-        let admission = Arc::new(Admission::new(2, 100, Duration::from_millis(1)));
+        let admission = two_endpoints();
         let log = Page::default();
         let (log_handle, _) = Log::start(Thresholds::default(), log.clone()).unwrap();
         let permits = Arc::clone(&admission);
@@ -91,6 +93,7 @@ impl Rig {
                 listener,
                 netdev,
                 spreading: Spreading::of_one_worker(),
+                source_filter: None,
                 log: log_handle,
             });
             netdev_thread.join().unwrap();
@@ -120,7 +123,6 @@ impl Rig {
 
     /// A worker sees the first datagram of an endpoint.
     fn announce(&self, worker: u16, id: u64) {
-        self.admission.admit(clock::now()).unwrap();
         let event = Event::EndpointSeen(WorkerId(worker), EndpointId(id));
         self.events.post(event).unwrap();
     }
@@ -222,6 +224,17 @@ fn links() -> usize {
     String::from_utf8(output.stdout).unwrap().matches(": gw").count()
 }
 
+/// Two endpoints at a time, and no limit to how fast they may come.
+fn two_endpoints() -> Arc<Admission> {
+    Arc::new(Admission::new(AdmissionPlan {
+        workers: 2,
+        endpoints_max: 2,
+        burst: 100,
+        interval: Duration::from_millis(1),
+        allowed: None,
+    }))
+}
+
 /// A hook that notes its call, and how many links there are then.
 const NOTE: &str = "note() { echo $1 $2 $4 $(ip -o link | grep -c ': gw') >> @/calls; }; note";
 
@@ -236,7 +249,7 @@ fn an_endpoint_lives_idles_away_lives_again_and_ends_with_the_program() {
         ["CREATE gwi-1 00000000000000001 2"],
         "CREATE ends before anything is attached"
     );
-    assert!(rig.admission.admit(clock::now()).is_ok(), "the second announcement's permit is back");
+    assert!(rig.admission.begin(clock::now()).is_ok(), "both announcements took one permit");
     rig.admission.release();
 
     expect_idle(&rig, first);
@@ -251,7 +264,7 @@ fn an_endpoint_lives_idles_away_lives_again_and_ends_with_the_program() {
     second.cell.last_seen.set(later);
     rig.announce(0, 2);
     rig.expect_attach(2).cell.last_seen.set(later);
-    assert!(rig.admission.admit(clock::now()).is_err(), "two endpoints hold both permits");
+    assert!(rig.admission.begin(clock::now()).is_err(), "two endpoints hold both permits");
 
     rig.signal();
     let is_end = |command: &Command| matches!(command, Command::Closing(_) | Command::Stop);
@@ -402,7 +415,7 @@ fn r26_an_endpoint_that_lost_a_link_lives_again_at_once() {
     assert_eq!(kinds, ["CREATE", "DESTROY", "CREATE"]);
     let told = "ENI ID 00000000000000009: gwo-9 was deleted.";
     assert_eq!(rig.log.text().matches(told).count(), 1, "{}", rig.log.text());
-    assert!(rig.admission.admit(clock::now()).is_ok(), "it has one permit, as every endpoint");
+    assert!(rig.admission.begin(clock::now()).is_ok(), "it has one permit, as every endpoint");
     rig.admission.release();
     rig.signal();
     rig.finish().unwrap();
@@ -469,7 +482,7 @@ fn an_endpoint_that_returns_needs_no_second_permit() {
     rig.announce(0, 2);
     let later = clock::now().after(Duration::from_hours(1));
     rig.expect_attach(2).cell.last_seen.set(later);
-    assert!(rig.admission.admit(clock::now()).is_err(), "the house is full");
+    assert!(rig.admission.begin(clock::now()).is_err(), "the house is full");
     // Datagrams came for it while DESTROY ran, so a worker announces it when it lets go.
     rig.clinging.store(true, Ordering::Relaxed);
     expect_idle(&rig, first.endpoint);
@@ -478,9 +491,47 @@ fn an_endpoint_that_returns_needs_no_second_permit() {
     rig.events.post(Event::Detached(WorkerId(1), first.endpoint)).unwrap();
     let second = rig.expect_attach(1);
     assert_ne!(second.endpoint, first.endpoint);
-    assert!(rig.admission.admit(clock::now()).is_err(), "the house is full again");
+    assert!(rig.admission.begin(clock::now()).is_err(), "the house is full again");
     rig.signal();
     rig.finish().unwrap();
+}
+
+#[test]
+fn an_idle_stranger_makes_room_for_the_next_endpoint() {
+    let rig = Rig::start(&["-c", NOTE, "-r", NOTE], || {});
+    rig.announce(0, 1);
+    let stranger = rig.expect_attach(1);
+    rig.announce(0, 2);
+    rig.expect_attach(2).cell.answered_flows.add(1);
+    // It is refused as long as there is no room, and its packets go on to come.
+    let next = || loop {
+        match rig.told.recv_timeout(Duration::from_millis(50)) {
+            Ok((_, Command::Forget(EndpointId(3), DropReason::EndpointLimit))) => {}
+            Ok((_, command)) => return command,
+            Err(_) => rig.announce(0, 3),
+        }
+    };
+    let mut attached = 0;
+    while attached < 2 {
+        let command = next();
+        if let Command::Attach(attachment) = &command {
+            assert_eq!(attachment.id, EndpointId(3));
+            attached += 1;
+        } else {
+            let goes = matches!(command, Command::Closing(it) | Command::Detach(it)
+                if it == stranger.endpoint && attached == 0);
+            assert!(goes, "{command:?}");
+        }
+    }
+    let calls = rig.hook_calls();
+    assert_eq!(calls[2], "DESTROY gwi-1 00000000000000001 4", "{calls:?}");
+    assert_eq!(calls[3], "CREATE gwi-3 00000000000000003 4", "{calls:?}");
+    let log = rig.log.clone();
+    rig.signal();
+    rig.finish().unwrap();
+    let text = log.text();
+    let told = "There is no room for another endpoint: 1 go that are idle and never had a flow";
+    assert!(text.contains(told), "{text}");
 }
 
 #[test]

@@ -111,6 +111,8 @@ pub enum Learned {
     },
     /// It was stored with a flow that the table holds.
     Known,
+    /// The same, and it is the first this way: the load balancer has sent both ways now.
+    Answered,
     /// The table is full, and nothing in reach may go: the flow was not entered.
     Full,
 }
@@ -167,8 +169,10 @@ impl FlowTable {
         let hash = self.hasher.hash(key);
         let mut shard = self.lock(self.shard_of(hash), tally);
         if let Some(state) = shard.find_mut(key, hash) {
+            let was_two_way = state.is_two_way();
             state.learn(way, header, now.secs());
-            return Learned::Known;
+            let is_news = !was_two_way && state.is_two_way();
+            return if is_news { Learned::Answered } else { Learned::Known };
         }
         let mut evicted = None;
         if !(shard.has_room() && self.count_one_more()) {

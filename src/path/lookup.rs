@@ -115,6 +115,13 @@ pub(super) fn learn(
 ) -> bool {
     match flows.learn(key, way, header, now, tally) {
         Learned::Known => true,
+        Learned::Answered => {
+            // Later fragments have no two ways: one side of theirs may be this host's doing.
+            if key.kind().has_ports() {
+                endpoint.cell.answered_flows.add(1);
+            }
+            true
+        }
         Learned::New { evicted } => {
             endpoint.cell.flows_added.count(key.kind());
             if let Some(evicted) = evicted {

@@ -161,6 +161,9 @@ pub struct EndpointCell {
     pub flows_added: FlowCounters,
     /// Flows that this worker removed from the table.
     pub flows_removed: FlowCounters,
+    /// TCP and UDP flows that the load balancer was seen to send both ways. Who makes an endpoint up
+    /// sends one way, mostly.
+    pub answered_flows: Counter,
 }
 
 /// What one worker did, apart from what belongs to an endpoint.
@@ -184,6 +187,8 @@ pub struct WorkerCell {
     pub sends: Counter,
     /// Datagrams that were dropped before, or without, belonging to an endpoint.
     pub drops: Drops,
+    /// The IPv4 address that the last datagram dropped as `source_denied` came from; 0 if none has.
+    pub stranger: Gauge,
     /// Datagrams that wait for their endpoint's CREATE hook. A gauge, kept as two counters.
     pub held_in: Counter,
     /// Datagrams that have left the hold queue, to the TUN or into a drop counter.

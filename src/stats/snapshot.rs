@@ -233,6 +233,14 @@ pub struct WorkerSnapshot {
     pub stray_completions: u64,
 }
 
+impl WorkerSnapshot {
+    /// Adds datagrams that were dropped for `reason` before they came to the worker.
+    pub fn add_dropped(&mut self, reason: DropReason, datagrams: u64, bytes: u64) {
+        self.datagrams += TrafficSnapshot { packets: datagrams, bytes };
+        self.drops.0[reason.index()] += datagrams;
+    }
+}
+
 impl From<&WorkerCell> for WorkerSnapshot {
     fn from(live: &WorkerCell) -> Self {
         // Out before in: a datagram that moves between the two reads is then counted as held,

@@ -3,14 +3,16 @@
 //!
 //! There are two dialects. [`classic`] programs go to the kernel with the socket option that uses
 //! them, need no permission, and live in what they are attached to. [`extended`] programs are
-//! loaded on their own ([`load`]), which needs `CAP_BPF` (`CAP_SYS_ADMIN` before Linux 5.8) where
-//! `kernel.unprivileged_bpf_disabled` is not 0, as it is not on most hosts.
+//! loaded on their own ([`load`]) and may count in memory that we read ([`Counters`]), which needs
+//! `CAP_BPF` (`CAP_SYS_ADMIN` before Linux 5.8) where `kernel.unprivileged_bpf_disabled` is not 0,
+//! as it is not on most hosts.
 //!
 //! A program that is attached stays when its descriptor is closed.
 
 #![expect(unsafe_code, reason = "the bpf call and a socket option take addresses of programs")]
 
 pub mod classic;
+mod counters;
 pub mod extended;
 mod labels;
 
@@ -26,6 +28,7 @@ use nix::libc;
 use super::Errno;
 use super::Error;
 
+pub use counters::Counters;
 pub use labels::Label;
 
 /// Width of a load.
@@ -128,19 +131,60 @@ pub fn load(name: &'static str, code: &[extended::Instruction]) -> Result<OwnedF
     for (to, from) in attributes.prog_name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
     }
-    let size = size_of::<ProgLoad>();
-    // SAFETY: `attributes` is a `bpf_attr` of the size that is given; code and license, which it
-    // points to, are readable and outlive the call. The kernel copies all of them.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size) };
-    let fd = Errno::result(result).map_err(|errno| Error::new("bpf BPF_PROG_LOAD", name, errno))?;
+    // SAFETY: code and license, to which `attributes` points, are readable and outlive the call.
+    // The kernel copies all of them.
+    let result = unsafe { call(PROG_LOAD, &attributes) };
+    let fd = result.map_err(|errno| Error::new("bpf BPF_PROG_LOAD", name, errno))?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { owned(fd) })
+}
+
+/// Makes the call with a part of a `bpf_attr`.
+///
+/// # Safety
+/// `T` is what the command reads of a `bpf_attr`, and what its addresses point to is as long as the
+/// command wants and outlives the call.
+unsafe fn call<T>(command: libc::c_long, attributes: &T) -> Result<libc::c_long, Errno> {
+    // SAFETY: `attributes` has the size that is given; for the rest the caller vouches.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
+    };
+    Errno::result(result)
+}
+
+/// The descriptor that a call has returned.
+///
+/// # Safety
+/// Nobody else owns it.
+unsafe fn owned(fd: libc::c_long) -> OwnedFd {
     let fd = RawFd::try_from(fd).expect("descriptors are small");
-    // SAFETY: the kernel has just made this descriptor for us, close-on-exec, and nobody else
-    // knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: the caller vouches for it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn address_of<T>(pointer: *const T) -> u64 {
     pointer.addr() as u64
+}
+
+/// Lets a program decide about every datagram that a socket is about to queue: what it returns is
+/// how many bytes are kept, and at 0 the datagram is dropped, before it takes room in the queue.
+/// The program sees it with its UDP header, and the IP header at [`extended::NETWORK_HEADER`]. The
+/// kernel counts what is dropped among the socket's drops.
+///
+/// It replaces what was attached before. The program may be closed afterwards.
+///
+/// # Errors
+/// `EINVAL` for a program of another type.
+pub fn attach_filter(socket: &impl AsFd, program: &impl AsFd) -> Result<(), Error> {
+    let program: libc::c_int = program.as_fd().as_raw_fd();
+    let bytes = libc::socklen_t::try_from(size_of_val(&program)).expect("options are small");
+    let (socket, value) = (socket.as_fd().as_raw_fd(), (&raw const program).cast());
+    // SAFETY: the value is an `int` that outlives the call; the kernel only reads it.
+    let result =
+        unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, value, bytes) };
+    Errno::result(result)
+        .map(drop)
+        .map_err(|errno| Error::new("setsockopt SO_ATTACH_BPF", "the receive sockets", errno))
 }
 
 /// Lets a classic program choose among all UDP sockets that share the port of `fd`: what it

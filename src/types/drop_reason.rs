@@ -32,6 +32,10 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
+    /// The datagram's sender is in none of the networks of --allow-source.
+    SourceDenied => "source_denied",
+    /// The datagram came to a broadcast or multicast address.
+    NotUnicast => "not_unicast",
     /// The datagram is shorter than a GENEVE header.
     Short => "short",
     /// The GENEVE version is not 0.
@@ -58,6 +62,8 @@ drop_reasons! {
     InnerTruncated => "inner_truncated",
     /// The inner header contradicts itself: a header length below the minimum.
     InnerMalformed => "inner_malformed",
+    /// The endpoint is not among those of --allow-endpoint.
+    EndpointDenied => "endpoint_denied",
     /// The endpoint is new and the limit on endpoints is reached.
     EndpointLimit => "endpoint_limit",
     /// The endpoint is new and endpoints were created too fast just before.

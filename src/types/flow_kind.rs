@@ -31,6 +31,11 @@ impl FlowKind {
     /// The kinds of IPv6.
     pub const V6: [Self; 3] = [Self::V6Tcp, Self::V6Udp, Self::V6Other];
 
+    /// Whether it is TCP or UDP.
+    pub const fn has_ports(self) -> bool {
+        !matches!(self, Self::V4Other | Self::V6Other)
+    }
+
     /// Its place in [`Self::ALL`].
     pub const fn index(self) -> usize {
         match self {

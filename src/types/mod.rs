@@ -12,6 +12,7 @@ mod flow_kind;
 mod moment;
 mod names;
 mod offload;
+mod source_list;
 mod tcp_segment_max;
 
 pub use drop_reason::DropReason;
@@ -26,6 +27,9 @@ pub use names::LinkName;
 pub use names::Side;
 pub use offload::Downgrade;
 pub use offload::Offload;
+pub use source_list::Network;
+pub use source_list::ParseNetworkError;
+pub use source_list::SourceList;
 pub use tcp_segment_max::TcpSegmentMax;
 
 use std::fmt;

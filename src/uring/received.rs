@@ -53,6 +53,9 @@ pub struct Received {
     pub datagram_bytes: usize,
     /// It was longer than the buffer and lost its end.
     pub truncated: bool,
+    /// It was sent to our address, and not to everybody: the kernel gives each of the receive
+    /// sockets a copy of what was.
+    pub is_unicast: bool,
 }
 
 impl Received {
@@ -95,6 +98,7 @@ pub fn parse(filled: &[u8]) -> Option<Received> {
         datagram_bytes: said.datagram_bytes.unwrap_or_else(|| bytes.len()).max(1),
         bytes,
         truncated: flags & libc::MSG_TRUNC != 0,
+        is_unicast: said.local == said.destination,
     };
     (received.count() <= DATAGRAMS_MAX).then_some(received)
 }
@@ -102,8 +106,10 @@ pub fn parse(filled: &[u8]) -> Option<Received> {
 /// What the control messages say.
 #[derive(Default)]
 struct Said {
-    /// The address that the datagram hit (`IP_PKTINFO`).
+    /// The address to answer from (`IP_PKTINFO`).
     local: Option<Ipv4Addr>,
+    /// The address that stands in the datagram's header, which is another one if it is of no host.
+    destination: Option<Ipv4Addr>,
     /// Into pieces of which length it has to be cut (`UDP_GRO`); one datagram says nothing.
     datagram_bytes: Option<usize>,
 }
@@ -126,8 +132,8 @@ impl Said {
         match (level, kind) {
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 // struct in_pktinfo: interface index, local address to answer from, destination.
-                let address: [u8; 4] = *data.get(4..)?.first_chunk()?;
-                self.local = Some(address.into());
+                let address = |at| data.get(at..)?.first_chunk::<4>().map(|&four| four.into());
+                (self.local, self.destination) = (address(4), address(8));
             }
             (libc::SOL_UDP, libc::UDP_GRO) => {
                 let bytes = i32::from_ne_bytes(*data.first_chunk()?);
@@ -150,6 +156,10 @@ mod tests {
     /// A buffer as the kernel fills it, with `merged` messages that say that datagrams of 2 bytes
     /// were merged.
     fn buffer(merged: usize, flags: i32, datagram: &[u8]) -> Vec<u8> {
+        buffer_to([10, 0, 0, 1], merged, flags, datagram)
+    }
+
+    fn buffer_to(destination: [u8; 4], merged: usize, flags: i32, datagram: &[u8]) -> Vec<u8> {
         let mut control = Vec::new();
         for _ in 0..merged {
             control.extend(20_usize.to_ne_bytes());
@@ -161,7 +171,8 @@ mod tests {
         control.extend(28_usize.to_ne_bytes());
         control.extend(libc::IPPROTO_IP.to_ne_bytes());
         control.extend(libc::IP_PKTINFO.to_ne_bytes());
-        control.extend([3, 0, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 0, 0, 0]);
+        control.extend([3, 0, 0, 0, 10, 0, 0, 1]);
+        control.extend([destination, [0; 4]].concat());
         let control_len = u32::try_from(control.len()).unwrap();
         control.resize(CONTROL_BYTES, 0);
         let mut bytes = Vec::new();
@@ -186,12 +197,16 @@ mod tests {
             bytes: 96..99,
             datagram_bytes: 3,
             truncated: false,
+            is_unicast: true,
         };
         assert_eq!(parse(&buffer(0, 0, b"abc")), Some(expected.clone()));
         let merged = Received { datagram_bytes: 2, ..expected };
         assert_eq!(parse(&buffer(1, 0, b"abc")), Some(merged));
         assert_eq!(parse(&buffer(0, 0, b"")).unwrap().bytes, 96..96);
         assert!(parse(&buffer(0, libc::MSG_TRUNC, b"abc")).unwrap().truncated);
+        for everybody in [[255; 4], [10, 0, 0, 255], [224, 0, 0, 1]] {
+            assert!(!parse(&buffer_to(everybody, 0, 0, b"abc")).unwrap().is_unicast);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From the load balancer to `gwi`: datagrams that arrive, wait for their endpoint, or are written.
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -132,6 +133,10 @@ impl Worker {
             self.cell.drops.count(DropReason::Short);
             return;
         };
+        if !received.is_unicast || !self.allows(received.outer.remote) {
+            self.refuse(buffer, &received);
+            return;
+        }
         if received.truncated {
             self.cell.datagrams.count(received.bytes.len());
             self.cell.drops.count(DropReason::Mtu);
@@ -146,6 +151,32 @@ impl Worker {
         }
     }
 
+    /// Whether the operator lets anything come from there.
+    fn allows(&self, source: Ipv4Addr) -> bool {
+        self.sources.as_ref().is_none_or(|sources| sources.allows(source))
+    }
+
+    /// Drops what came from a stranger, or to everybody, without a look at it.
+    #[cold]
+    fn refuse(&mut self, buffer: BufferId, received: &Received) {
+        let count = u64::try_from(received.count()).expect("there are few");
+        let source = received.outer.remote;
+        let reason = if self.allows(source) {
+            DropReason::NotUnicast
+        } else {
+            self.cell.stranger.set(source.to_bits().into());
+            DropReason::SourceDenied
+        };
+        self.cell.datagrams.count_many(count, received.bytes.len() as u64);
+        self.cell.drops.add(reason, count);
+        self.trains_left_bytes = self.trains_left_bytes.saturating_sub(received.bytes.len());
+        if self.sampler.wants_drops() {
+            let bytes = &self.driver.bytes_mut(buffer)[received.bytes.clone()];
+            let sight = Sight::Datagram(received.outer);
+            self.sampler.offer_dropped(sight, Some(reason), bytes, self.now);
+        }
+    }
+
     fn on_datagram(&mut self, buffer: BufferId, datagram: Range<usize>, outer: OuterPath) {
         let sight = Sight::Datagram(outer);
         if self.sampler.wants_packets() {
@@ -157,11 +188,12 @@ impl Worker {
         let mut buffers = BatchBuffers { driver, looked_into };
         if let Decap::Unknown(id) = path.decap(arrived, *now, &mut buffers, plan) {
             let bytes = &driver.bytes_mut(buffer)[datagram.clone()];
-            match self.admission.admit(self.now) {
-                Ok(()) if self.path.announced(id, bytes, outer) => {
-                    self.outbox.push_back(Event::EndpointSeen(self.id, id));
+            match self.admission.announce(id, self.now) {
+                Ok(()) => {
+                    if self.path.announced(id, bytes, outer) {
+                        self.outbox.push_back(Event::EndpointSeen(self.id, id));
+                    }
                 }
-                Ok(()) => self.admission.release(),
                 Err(reason) => self.path.refused(reason),
             }
         }

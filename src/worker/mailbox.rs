@@ -24,6 +24,8 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+pub use super::admission::Admission;
+pub use super::admission::AdmissionPlan;
 use crate::flow::Templates;
 use crate::stats::EndpointCell;
 use crate::sync;
@@ -173,8 +175,8 @@ pub struct Refusal {
 /// From a worker to control.
 #[derive(Debug)]
 pub enum Event {
-    /// A datagram with an id that this worker does not know was admitted and is held. The permit
-    /// that [`Admission::admit`] gave travels with it.
+    /// A datagram with an id that this worker does not know may be announced
+    /// ([`Admission::announce`]) and is held.
     EndpointSeen(WorkerId, EndpointId),
     /// The queues of the endpoint are out of this worker's ring.
     Detached(WorkerId, EndpointRef),
@@ -220,109 +222,5 @@ impl<T> Mailbox<T> {
             }
             Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
         }
-    }
-}
-
-/// Who may become an endpoint: a limit on their number and on the rate of creation.
-///
-/// Decided by the worker that sees the first datagram, with two atomics, so that a flood of ids
-/// costs control nothing. A permit taken here belongs to the `EndpointSeen` that follows; control
-/// gives it back with [`Admission::release`] when the endpoint ends, or at once if another worker
-/// announced the same id first.
-#[derive(Debug)]
-pub struct Admission {
-    free: AtomicU32,
-    limit: u32,
-    /// Theoretical arrival time of the next creation, nanoseconds (generic cell rate algorithm,
-    /// ITU-T I.371 annex A: one counter instead of a token bucket's two).
-    due: AtomicU64,
-    interval: Duration,
-    burst: u32,
-    refused: AtomicBool,
-}
-
-impl Admission {
-    /// At most `limit` endpoints at a time; `burst` of them at once, then one per `interval`.
-    pub fn new(limit: u32, burst: u32, interval: Duration) -> Self {
-        Self {
-            free: AtomicU32::new(limit),
-            limit,
-            due: AtomicU64::new(0),
-            interval,
-            burst,
-            refused: AtomicBool::new(false),
-        }
-    }
-
-    /// Takes a permit for a new endpoint.
-    ///
-    /// # Errors
-    /// [`DropReason::EndpointLimit`] or [`DropReason::EndpointRate`]; nothing is taken then.
-    pub fn admit(&self, now: Moment) -> Result<(), DropReason> {
-        if self.free.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_err()
-        {
-            self.refused.store(true, Ordering::Relaxed);
-            return Err(DropReason::EndpointLimit);
-        }
-        let interval = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX);
-        let tolerance = interval.saturating_mul(u64::from(self.burst.saturating_sub(1)));
-        let now = now.as_nanos();
-        let conforming = |due: u64| {
-            (due <= now.saturating_add(tolerance)).then(|| due.max(now).saturating_add(interval))
-        };
-        if self.due.try_update(Ordering::Relaxed, Ordering::Relaxed, conforming).is_err() {
-            self.release();
-            self.refused.store(true, Ordering::Relaxed);
-            return Err(DropReason::EndpointRate);
-        }
-        Ok(())
-    }
-
-    /// Gives a permit back.
-    pub fn release(&self) {
-        let before = self.free.fetch_add(1, Ordering::Relaxed);
-        debug_assert!(before < self.limit, "a permit was given back twice");
-    }
-
-    /// Whether an endpoint was refused since start.
-    pub fn has_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_counts_permits() {
-        let admission = Admission::new(2, 100, Duration::from_millis(1));
-        let now = Moment::from_secs(5);
-        assert_eq!(admission.admit(now), Ok(()));
-        assert_eq!(admission.admit(now), Ok(()));
-        assert!(!admission.has_refused());
-        assert_eq!(admission.admit(now), Err(DropReason::EndpointLimit));
-        assert!(admission.has_refused());
-        admission.release();
-        assert_eq!(admission.admit(now), Ok(()));
-    }
-
-    #[test]
-    fn a_burst_then_one_per_interval() {
-        let interval = Duration::from_millis(100);
-        let admission = Admission::new(1000, 3, interval);
-        let mut now = Moment::from_secs(5);
-        for _ in 0..3 {
-            assert_eq!(admission.admit(now), Ok(()));
-        }
-        assert_eq!(admission.admit(now), Err(DropReason::EndpointRate));
-        for _ in 0..4 {
-            now = now.after(interval);
-            assert_eq!(admission.admit(now), Ok(()));
-            assert_eq!(admission.admit(now), Err(DropReason::EndpointRate));
-        }
-        now = now.after(Duration::from_mins(1));
-        let admitted = (0..10).filter(|_| admission.admit(now).is_ok()).count();
-        assert_eq!(admitted, 3, "quiet time refills the burst and no more");
     }
 }

@@ -14,6 +14,7 @@
 //! One system call per turn. After start nothing here allocates, logs, or waits for anything but
 //! the ring; messages to control go through a bounded channel.
 
+mod admission;
 mod inward;
 pub mod mailbox;
 mod merging;
@@ -60,6 +61,7 @@ use crate::types::DropReason;
 use crate::types::EndpointRef;
 use crate::types::Moment;
 use crate::types::Offload;
+use crate::types::SourceList;
 use crate::types::WorkerId;
 use crate::uring::Completion;
 use crate::uring::Driver;
@@ -129,6 +131,8 @@ pub struct WorkerParts {
     pub samples: Mailbox<Sample>,
     /// Who may become an endpoint.
     pub admission: Arc<Admission>,
+    /// Who may send; nothing if anybody may.
+    pub sources: Option<Arc<SourceList>>,
     /// All flows.
     pub flows: Arc<FlowTable>,
     /// Its counters.
@@ -203,6 +207,7 @@ pub struct Worker {
     outer_paths: OuterPaths,
     merging: Merging,
     admission: Arc<Admission>,
+    sources: Option<Arc<SourceList>>,
     cell: Arc<WorkerCell>,
     completions: Vec<Completion>,
     arrivals: Arrivals,
@@ -262,6 +267,7 @@ impl Worker {
             outer_paths: OuterPaths::new(now),
             merging: Merging::new(offload.udp_gro),
             admission: parts.admission,
+            sources: parts.sources,
             cell,
             completions: Vec::with_capacity(2 * buffers + usize::from(plan.senders_max)),
             arrivals: Arrivals::new(buffers),
@@ -425,7 +431,7 @@ impl Worker {
                 continue;
             };
             // Datagrams came while DESTROY ran: the endpoint starts anew.
-            match self.admission.admit(self.now) {
+            match self.admission.announce(id, self.now) {
                 Ok(()) => self.outbox.push_back(Event::EndpointSeen(self.id, id)),
                 Err(reason) => self.path.forget(id, reason),
             }

@@ -2,6 +2,7 @@
 //! sockets in the places of TUN queues.
 
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
@@ -12,6 +13,7 @@ use nix::sys::timerfd::ClockId;
 use nix::sys::timerfd::TimerFd;
 use nix::sys::timerfd::TimerFlags;
 
+use super::mailbox::AdmissionPlan;
 use super::mailbox::Attachment;
 use super::mailbox::Policy;
 use super::*;
@@ -27,6 +29,7 @@ use crate::types::EndpointId;
 use crate::types::EndpointSlot;
 use crate::types::GENEVE_PORT;
 use crate::types::Generation;
+use crate::types::Network;
 use crate::types::OuterPath;
 use crate::types::Side;
 use crate::uring::Features;
@@ -126,7 +129,14 @@ impl Bench {
             wake,
             events,
             samples,
-            admission: Arc::new(Admission::new(4, 4, Duration::from_secs(1))),
+            admission: Arc::new(Admission::new(AdmissionPlan {
+                workers: 1,
+                endpoints_max: 4,
+                burst: 4,
+                interval: Duration::from_secs(1),
+                allowed: None,
+            })),
+            sources: None,
             flows: Arc::new(FlowTable::new(TablePlan::new(1000, 1), HashSeed::fixed(1))),
             cell: Arc::default(),
         };
@@ -268,8 +278,30 @@ fn a_dropped_datagram_is_shown_with_its_own_reason() {
         let header_bytes = 40;
         let shown: Vec<_> = bench.samples.try_iter().collect();
         let shown: Vec<_> = shown.iter().map(|s| (s.dropped.unwrap(), s.len)).collect();
-        let told = [(DropReason::InnerTruncated, 27), (DropReason::EndpointLimit, PACKET.len())];
+        let told = [(DropReason::InnerTruncated, 27), (DropReason::EndpointRate, PACKET.len())];
         assert_eq!(shown, told.map(|(reason, len)| (reason, header_bytes + len)));
+    }
+}
+
+/// The sender is looked at before the header is: what a stranger sends may be anything.
+#[test]
+fn a_stranger_s_datagrams_are_counted_and_not_looked_into() {
+    for mut bench in benches() {
+        let from_elsewhere: Network = "192.0.2.0/24".parse().unwrap();
+        bench.worker.sources = Some(Arc::new([from_elsewhere].into_iter().collect()));
+        let hosts = bench.attach(1);
+        bench.node.send(b"no GENEVE").unwrap();
+        bench.arrive_at_once(1, 5);
+        bench.receive(6);
+        let cell = &bench.worker.cell;
+        assert_eq!(cell.drops.get(DropReason::SourceDenied), 6);
+        assert_eq!(cell.datagrams.bytes.get(), 9 + 5 * datagram(1, &PACKET).len() as u64);
+        let IpAddr::V4(node) = bench.node.local_addr().unwrap().ip() else { unreachable!() };
+        assert_eq!(cell.stranger.get(), u64::from(node.to_bits()));
+        let from_here: Network = "127.0.0.0/8".parse().unwrap();
+        bench.worker.sources = Some(Arc::new([from_here].into_iter().collect()));
+        bench.arrive(1);
+        bench.turn_until("a friend's arrives", |_| hosts.cell.to_gwi.packets.get() == 1);
     }
 }
 
@@ -400,7 +432,7 @@ fn what_the_kernel_will_not_cut_is_sent_all_the_same_and_told_once() {
         let hosts = bench.attach(1);
         udp::set_no_checksum(&bench.worker.receiver).unwrap();
         let local = UdpSocket::from(bench.worker.receiver.try_clone().unwrap());
-        let std::net::IpAddr::V4(local) = local.local_addr().unwrap().ip() else { panic!("IPv4") };
+        let IpAddr::V4(local) = local.local_addr().unwrap().ip() else { panic!("IPv4") };
         let outer = OuterPath { local, remote: Ipv4Addr::LOCALHOST, remote_port: GENEVE_PORT };
         for sends in 1..=2 {
             let buffer = bench.worker.driver.take_buffer(Group::Tun).unwrap();

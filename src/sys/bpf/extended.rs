@@ -1,11 +1,15 @@
 //! Extended BPF, as far as a program for packets needs it (`Documentation/bpf/standardization/
-//! instruction-set.rst`): registers, 32-bit arithmetic, loads from packet and context.
+//! instruction-set.rst`): registers, 32-bit arithmetic, loads from packet and context, counters.
 //!
 //! The program begins with its context in [`Register::R1`] and ends with its result in
 //! [`Register::R0`]. A load from the packet wants the context in R6, puts the value into R0, and
 //! destroys R1 to R5; beyond the end of the packet it ends the program with the result 0.
 
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+
 use super::Alu;
+use super::Counters;
 use super::Label;
 use super::Width;
 use super::labels::Labels;
@@ -42,18 +46,28 @@ pub enum Field {
     QueueMapping = 12,
     /// Index of the link that it came from; 0 if this host made it.
     IngressIfindex = 36,
+    /// Packets that the kernel has merged into it; 0 or 1 if it is one.
+    GsoSegs = 164,
 }
 
-/// Classes, sources and modes of instructions.
+/// Where a packet's IP header begins, for loads, wherever the packet itself does (`SKF_NET_OFF`,
+/// `include/uapi/linux/filter.h`).
+pub const NETWORK_HEADER: u32 = 0xfff0_0000;
+
+/// Classes, sources, widths and modes of instructions.
 const LD: u16 = 0x00;
 const LDX: u16 = 0x01;
+const STX: u16 = 0x03;
 const ALU32: u16 = 0x04;
 const JMP: u16 = 0x05;
+const JMP32: u16 = 0x06;
 const ALU64: u16 = 0x07;
 const BY_REGISTER: u16 = 0x08;
 const ABS: u16 = 0x20;
 const IND: u16 = 0x40;
 const MEM: u16 = 0x60;
+const ATOMIC: u16 = 0xc0;
+const DOUBLE: u16 = 0x18;
 
 /// Jumps and moves.
 const JA: u16 = 0x00;
@@ -61,6 +75,7 @@ const JEQ: u16 = 0x10;
 const JSET: u16 = 0x40;
 const JNE: u16 = 0x50;
 const JLT: u16 = 0xa0;
+const JLE: u16 = 0xb0;
 const MOV: u16 = 0xb0;
 const EXIT: u16 = 0x90;
 
@@ -111,6 +126,31 @@ impl Program {
     /// R0 = what is at `base` + `offset` of the packet.
     pub fn load_at(&mut self, width: Width, base: Register, offset: u32) {
         self.push(LD | width.code() | IND, Register::R0, base, 0, offset);
+    }
+
+    /// `to` = address of a counter.
+    pub fn load_address(&mut self, to: Register, counters: &Counters, counter: usize) {
+        // The descriptor stands in the source's place for what is to be taken from it: the
+        // element's address (`BPF_PSEUDO_MAP_VALUE`). The instruction is two long.
+        const ELEMENT: u8 = 2 << 4;
+        let fd = counters.as_fd().as_raw_fd().cast_unsigned();
+        let offset = u32::try_from(counter * size_of::<u64>()).expect("there are few");
+        self.push(LD | DOUBLE, to, Register::R0, 0, fd);
+        if let Some(first) = self.code.last_mut() {
+            first.registers |= ELEMENT;
+        }
+        self.push(0, Register::R0, Register::R0, 0, offset);
+    }
+
+    /// Adds `from`, all 64 bits, to the counter `number` places behind the one at `address`.
+    pub fn add_to_counter(&mut self, address: Register, number: i16, from: Register) {
+        // What to do stands in the value: `BPF_ADD`, 0.
+        self.push(STX | DOUBLE | ATOMIC, address, from, 8 * number, 0);
+    }
+
+    /// Sets that counter to `from`, all 64 bits.
+    pub fn set_counter(&mut self, address: Register, number: i16, from: Register) {
+        self.push(STX | DOUBLE | MEM, address, from, 8 * number, 0);
     }
 
     /// `to` = `to` `alu` `value`, in 32 bits.
@@ -167,6 +207,18 @@ impl Program {
     pub fn jump_if_less_than(&mut self, register: Register, other: Register, label: Label) {
         self.jumps.push((self.code.len(), label));
         self.push(JMP | JLT | BY_REGISTER, register, other, 0, 0);
+    }
+
+    /// Goes to `label` if the register's low half is less than `value`, which may be any number.
+    pub fn jump_if_low_less(&mut self, register: Register, value: u32, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.push(JMP32 | JLT, register, Register::R0, 0, value);
+    }
+
+    /// The same if it is `value` or less.
+    pub fn jump_if_low_at_most(&mut self, register: Register, value: u32, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.push(JMP32 | JLE, register, Register::R0, 0, value);
     }
 
     fn jump_on(&mut self, condition: u16, register: Register, value: u32, label: Label) {
