@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`hosts`] | clients and servers of every day over passthrough |
+//! | [`admission`] | who may send, which endpoints may come |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
 //! | [`fault_links`] | links deleted, renamed, moved, down under the program |
 //! | [`fault_uplink`] | the way to the load balancer lost and restored |
@@ -18,6 +19,7 @@
 //! | [`start`] | exit status when it cannot start |
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
+//! | [`many_endpoints`] | a thousand endpoints, and a flood of made-up ones |
 //! | [`names`] | links, ids, threads |
 //! | [`scripts`] | the example hooks with real clients |
 //! | [`scripts_faults`] | the example hooks by hand: what they undo, and what they refuse |
@@ -31,6 +33,7 @@
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
 
+mod admission;
 mod bytes;
 mod cases;
 mod cli;
@@ -46,6 +49,7 @@ mod hosts;
 mod http;
 mod lifecycle;
 mod logs;
+mod many_endpoints;
 mod names;
 mod permissions;
 mod reference_bugs;
