@@ -455,3 +455,23 @@ fn a_segment_size_is_lowered_both_ways() {
         bench.sends(family, *b"abcd", 1, &later);
     }
 }
+
+/// What tells an endpoint that is used from one that somebody has made up.
+#[test]
+fn a_flow_is_answered_once_the_load_balancer_has_sent_both_ways() {
+    for family in BOTH {
+        let mut bench = Bench::attached();
+        bench.sends(family, *b"one.", 1, &question(family, None));
+        bench.sends(family, *b"one.", 1, &question(family, Some(first(1))));
+        // Whatever comes back from this host is no answer, and later fragments have no ways.
+        assert_eq!(bench.emits(&question(family, Some(first(1)))), Some((*b"one.", 1)));
+        bench.sends(family, *b"one.", 1, &rest(family, last(1)));
+        assert_eq!(bench.emits(&rest(family, last(1))), Some((*b"one.", 1)));
+        assert_eq!(bench.emits(&answer(family, None)), Some((*b"one.", 1)));
+        assert_eq!(bench.endpoint.answered_flows.get(), 0);
+        for _ in 0..2 {
+            bench.sends(family, *b"one.", 1, &answer(family, None));
+        }
+        assert_eq!(bench.endpoint.answered_flows.get(), 1);
+    }
+}
