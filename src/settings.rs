@@ -50,8 +50,8 @@ const FLOW_BYTES: u64 = 72;
 /// Idle time of a TCP flow, seconds: the load balancer's own default.
 const TCP_IDLE_SECS: u32 = 350;
 
-/// An endpoint that somebody has made up is not used for so long; one in use is, for the load
-/// balancer's own health checks pass through none.
+/// An endpoint that was made up is not used for so long once its maker has gone. One of a customer
+/// who is that quiet loses nothing but the time of its hooks.
 const STRANGER_IDLE: Duration = Duration::from_mins(1);
 
 /// Most flows that can be asked for.

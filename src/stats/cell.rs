@@ -161,8 +161,8 @@ pub struct EndpointCell {
     pub flows_added: FlowCounters,
     /// Flows that this worker removed from the table.
     pub flows_removed: FlowCounters,
-    /// TCP and UDP flows that the load balancer was seen to send both ways. Who makes an endpoint up
-    /// sends one way, mostly.
+    /// TCP and UDP flows that the load balancer was seen to send both ways. Who makes an endpoint
+    /// up sends one way, mostly.
     pub answered_flows: Counter,
 }
 

@@ -1,9 +1,9 @@
 //! The program that keeps strangers out: which senders' datagrams get into a receive socket.
 //!
 //! What it refuses takes no room in the socket's queue and no worker's time. It counts that, in
-//! datagrams: where the kernel has merged some, which it does for one sender only, the merged packet
-//! says how many they are. One that came merged from a virtual machine's host may not say so, and
-//! counts as one.
+//! datagrams: where the kernel has merged some, which it does for one sender only, the merged
+//! packet says how many they are. One that came merged from a virtual machine's host may not say
+//! so, and counts as one.
 //!
 //! The workers look at the sender too: without the permission for such a program there is none, and
 //! a datagram may come before it is attached.

@@ -45,7 +45,7 @@ pub struct Admission {
     denied: AtomicU64,
 }
 
-/// No load balancer has this id: AWS's have 15 hexadecimal digits that are not 0, at most.
+/// One id of 2⁶⁴, the denial of which is not told.
 const NOBODY: u64 = u64::MAX;
 
 impl Admission {

@@ -83,8 +83,8 @@ fn expect_endpoints(count: usize) -> Duration {
     let grown_each = grown_bytes / u64::try_from(count).expect("few");
     let _ = writeln!(
         std::io::stderr(),
-        "{count} endpoints in {took:?}, each {grown_each} bytes and {} descriptors; health answered \
-         within {slowest:?}",
+        "{count} endpoints in {took:?}, each {grown_each} bytes and {} descriptors; health \
+         answered within {slowest:?}",
         (after.1 - before.1) / count,
     );
     assert_eq!(after.0, before.0, "threads");
