@@ -38,6 +38,7 @@ use gwlbtun::types::WorkerId;
 use gwlbtun::wire::Addresses;
 use gwlbtun::wire::FiveTuple;
 use gwlbtun::worker::mailbox::Admission;
+use gwlbtun::worker::mailbox::AdmissionPlan;
 use gwlbtun::worker::mailbox::Command;
 use gwlbtun::worker::mailbox::Event;
 use gwlbtun::worker::mailbox::Mailbox;
@@ -274,38 +275,26 @@ fn a_full_mailbox_loses_nothing() {
 
 // Admission.
 
-/// Two workers, one permit. Fails if the permit is looked for and taken in two steps.
-#[test]
-fn permits_are_never_more_than_the_limit() {
-    model(|| {
-        let admission = Arc::new(Admission::new(1, 10, Duration::from_secs(1)));
-        let workers = [0; 2].map(|_| {
-            let admission = Arc::clone(&admission);
-            thread::spawn(move || admission.admit(LATE).is_ok())
-        });
-        let admitted = all(workers).into_iter().filter(|is_in| *is_in).count();
-        assert_eq!(admitted, 1);
-        admission.release();
-        assert_eq!(admission.admit(LATE), Ok(()));
-        assert_eq!(admission.admit(LATE), Err(DropReason::EndpointLimit));
-    });
+fn admission(endpoints_max: u32) -> Arc<Admission> {
+    let interval = Duration::from_secs(1);
+    let plan = AdmissionPlan { workers: 1, endpoints_max, burst: 1, interval, allowed: None };
+    Arc::new(Admission::new(plan))
 }
 
-/// Two workers, permits enough, one creation in time. Fails if the next creation's time is looked
-/// at and set in two steps, or if who comes too early keeps its permit.
+/// Two workers that see an endpoint, room for two, one announcement in time. Fails if the next
+/// one's time is looked at and set in two steps.
 #[test]
-fn a_burst_of_one_admits_one() {
+fn a_burst_of_one_announces_one() {
     model(|| {
-        let admission = Arc::new(Admission::new(2, 1, Duration::from_secs(1)));
-        let workers = [0; 2].map(|_| {
+        let admission = admission(2);
+        let workers = [1, 2].map(|id| {
             let admission = Arc::clone(&admission);
-            thread::spawn(move || admission.admit(EARLY))
+            thread::spawn(move || admission.announce(EndpointId(id), EARLY))
         });
         let mut answers = all(workers);
         answers.sort_by_key(Result::is_err);
         assert_eq!(answers, [Ok(()), Err(DropReason::EndpointRate)]);
-        assert_eq!(admission.admit(LATE), Ok(()), "the other one's permit is back");
-        assert_eq!(admission.admit(LATE), Err(DropReason::EndpointLimit));
+        assert_eq!(admission.announce(EndpointId(2), LATE), Ok(()));
     });
 }
 
@@ -383,7 +372,7 @@ fn work(
 ) {
     counted.datagrams.count(100);
     counted.held_in.add(1);
-    admission.admit(EARLY).unwrap();
+    admission.announce(EndpointId(1), EARLY).unwrap();
     events.post(Event::EndpointSeen(WorkerId(0), EndpointId(1))).unwrap();
     let mut holds = 1;
     hear(wake, commands, |command| {
@@ -415,10 +404,7 @@ fn work(
 #[test]
 fn at_the_end_every_packet_is_counted_and_every_permit_is_back() {
     model(|| {
-        let (counted, admission) = (
-            Arc::new(WorkerCell::default()),
-            Arc::new(Admission::new(1, 1, Duration::from_secs(1))),
-        );
+        let (counted, admission) = (Arc::new(WorkerCell::default()), admission(1));
         let (wake, control_wake) =
             (Arc::new(EventFd::new().unwrap()), Arc::new(EventFd::new().unwrap()));
         let (mailbox, commands) = Mailbox::new(4, Arc::clone(&wake));
@@ -430,6 +416,7 @@ fn at_the_end_every_packet_is_counted_and_every_permit_is_back() {
         let mut detached = 0;
         let mut on_event = |event| {
             if let Event::EndpointSeen(_, id) = event {
+                admission.begin(EARLY).unwrap();
                 admission.release();
                 // A worker that has ended does not read it, and has counted what it held.
                 mailbox.post(Command::Forget(id, DropReason::Shutdown)).unwrap();
@@ -447,6 +434,6 @@ fn at_the_end_every_packet_is_counted_and_every_permit_is_back() {
         let last = WorkerSnapshot::from(&*counted);
         assert_eq!((last.datagrams.packets, last.held), (1, 0));
         assert_eq!(last.drops.get(DropReason::Shutdown), 1);
-        assert_eq!(admission.admit(LATE), Ok(()), "the permit is back");
+        assert_eq!(admission.begin(LATE), Ok(()), "the permit is back");
     });
 }

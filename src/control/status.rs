@@ -400,7 +400,8 @@ mod tests {
         let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
         let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
         let start = Moment::from_secs(100);
-        let mut status = Status::new(&settings, Spreading::of_one_worker(), Arc::default(), start);
+        let mut status =
+            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
         for (number, drops) in (0..).zip([3, 4]) {
             let cells = [Arc::new(EndpointCell::default()), Arc::new(EndpointCell::default())];
             cells[0].decap_drops.add(DropReason::TunFull, drops);

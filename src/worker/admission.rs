@@ -5,12 +5,12 @@
 //! same endpoint first: for each creation there may be as many announcements as there are workers.
 //! Control, which knows what is new, asks [`Admission::begin`], and has the last word.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::sync::AtomicBool;
+use crate::sync::AtomicU32;
+use crate::sync::AtomicU64;
+use crate::sync::Ordering;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::Moment;
