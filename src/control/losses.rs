@@ -35,6 +35,15 @@ impl Growth {
     }
 }
 
+/// What is watched of one endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watched {
+    /// What its `gwi` dropped because it was down.
+    down: Growth,
+    /// What its queues dropped because they were full.
+    full: [Growth; 2],
+}
+
 /// What is lost of all endpoints together.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
@@ -44,26 +53,37 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Looks at the counters of a page. Each endpoint comes with what is known of its `gwi`.
+    /// Looks at the counters of a page.
     /// `refusals` says that it is known already why sends fail.
     pub(super) fn look<'a>(
         &mut self,
-        endpoints: impl Iterator<Item = (&'a EndpointRow, &'a mut Growth)>,
+        endpoints: impl Iterator<Item = (&'a EndpointRow, &'a mut Watched)>,
         socket_drops: u64,
         refusals: bool,
         now: Moment,
     ) {
         self.warnings.clear();
         let mut send_errors = 0;
-        for (row, growth) in endpoints {
+        for (row, watched) in endpoints {
             send_errors += row.counters.encap_drops.get(DropReason::SendError);
             let lost = row.counters.decap_drops.get(DropReason::TunDown);
             // Of a link that is gone something else is told.
-            if growth.look(lost, now) && row.healthy && self.warnings.len() < NAMED_MAX {
+            if watched.down.look(lost, now) && row.healthy && self.warnings.len() < NAMED_MAX {
                 let gwi = row.link(Side::Gwi);
                 self.warnings.push(format!(
                     "{gwi} is down, and its packets are dropped: ip link set {gwi} up"
                 ));
+            }
+            for side in Side::BOTH {
+                let dropped = row.queue_drops[side.index()];
+                let is_full = watched.full[side.index()].look(dropped, now);
+                if is_full && self.warnings.len() < NAMED_MAX {
+                    let link = row.link(side);
+                    self.warnings.push(format!(
+                        "Linux drops what this host sends into {link}, because a queue is full: \
+                         give the workers more cores"
+                    ));
+                }
             }
         }
         if self.sends.look(send_errors, now) && !refusals {
@@ -97,22 +117,24 @@ mod tests {
     #[test]
     fn what_grows_is_told_and_what_has_grown_is_not() {
         let cells = [EndpointCell::default()].map(std::sync::Arc::new);
-        let (mut losses, mut growth) = (Losses::default(), Growth::default());
-        let mut look = |secs: u64, sockets: u64, healthy: bool| {
+        let (mut losses, mut watched) = (Losses::default(), Watched::default());
+        let mut look = |secs: u64, (sockets, queues): (u64, u64), healthy: bool| {
             let now = Moment::from_secs(100 + secs);
             let mut row = EndpointRow::new(EndpointId(9), Moment::ZERO, now, &cells);
             row.healthy = healthy;
-            losses.look([(&row, &mut growth)].into_iter(), sockets, false, now);
+            row.queue_drops[1] = queues;
+            losses.look([(&row, &mut watched)].into_iter(), sockets, false, now);
             losses.warnings().map(|text| text[..10].to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(look(0, 0, true), [""; 0]);
+        assert_eq!(look(0, (0, 0), true), [""; 0]);
         cells[0].decap_drops.add(DropReason::TunDown, 5);
-        assert_eq!(look(1, 0, true), ["gwi-9 is d"]);
-        assert_eq!(look(2, 0, false), [""; 0], "it is deleted");
-        assert_eq!(look(3, 0, true), ["gwi-9 is d"]);
-        assert_eq!(look(4, 0, true), [""; 0]);
+        assert_eq!(look(1, (0, 0), true), ["gwi-9 is d"]);
+        assert_eq!(look(2, (0, 0), false), [""; 0], "it is deleted");
+        assert_eq!(look(3, (0, 0), true), ["gwi-9 is d"]);
+        assert_eq!(look(4, (0, 0), true), [""; 0]);
         cells[0].encap_drops.add(DropReason::SendError, 1);
-        assert_eq!(look(50, 7, true), ["Linux refu", "Linux drop"]);
-        assert_eq!(look(60, 7, true), [""; 0]);
+        assert_eq!(look(50, (7, 0), true), ["Linux refu", "Linux drop"]);
+        assert_eq!(look(60, (7, 1), true), ["Linux drop"]);
+        assert_eq!(look(70, (7, 1), true), [""; 0]);
     }
 }

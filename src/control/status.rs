@@ -10,8 +10,8 @@ use super::answers::Answers;
 use super::downgrades::Downgrades;
 use super::health::Board;
 use super::health::verdict::Verdict;
-use super::losses::Growth;
 use super::losses::Losses;
+use super::losses::Watched;
 use super::spread::Spread;
 use super::spread::Spreading;
 use super::strangers;
@@ -27,10 +27,12 @@ use crate::steering::sources::Refused;
 use crate::steering::sources::SourceFilter;
 use crate::sys::affinity;
 use crate::sys::affinity::Place;
+use crate::sys::link;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::Moment;
 use crate::types::Offload;
+use crate::types::Side;
 use crate::types::WorkerId;
 use crate::wire::checksum;
 use crate::worker::mailbox::Policy;
@@ -95,8 +97,7 @@ struct EndpointState {
     since: Moment,
     cells: Vec<Arc<EndpointCell>>,
     lost: Option<String>,
-    /// What its `gwi` dropped because it was down.
-    down: Growth,
+    watched: Watched,
     /// Flows removed until the last page.
     removed: FlowsSnapshot,
 }
@@ -141,7 +142,7 @@ impl Status {
     ) {
         let removed = FlowsSnapshot::default();
         let state =
-            EndpointState { since: now, cells, lost: None, down: Growth::default(), removed };
+            EndpointState { since: now, cells, lost: None, watched: Watched::default(), removed };
         self.endpoints.insert(id, state);
     }
 
@@ -315,8 +316,9 @@ impl Status {
     }
 
     fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
-        let refused =
-            self.refused_sources().into_iter().chain(std::iter::repeat(Refused::default()));
+        let refused = self.refused_sources();
+        let refused_drops: u64 = refused.iter().map(|refused| refused.socket_drops).sum();
+        let refused = refused.into_iter().chain(std::iter::repeat(Refused::default()));
         let rows = workers.iter().zip(refused).map(|(worker, refused)| {
             let mut counters = WorkerSnapshot::from(worker.cell.as_ref());
             counters.add_dropped(DropReason::SourceDenied, refused.datagrams, refused.bytes);
@@ -329,12 +331,18 @@ impl Status {
                 counters,
             }
         });
-        let endpoints: Vec<_> =
+        let mut endpoints: Vec<_> =
             self.endpoints.iter_mut().map(|(&id, endpoint)| endpoint.row(id, now)).collect();
-        let socket_drops = self.spread.dropped();
-        let down = self.endpoints.values_mut().map(|endpoint| &mut endpoint.down);
+        let queue_drops = link::dropped().unwrap_or_default();
+        for endpoint in &mut endpoints {
+            let of = |side| queue_drops.get(endpoint.link(side).as_str()).copied();
+            endpoint.queue_drops = Side::BOTH.map(|side| of(side).unwrap_or(0));
+        }
+        // What was read later may have grown.
+        let socket_drops = self.spread.dropped().saturating_sub(refused_drops);
+        let watched = self.endpoints.values_mut().map(|endpoint| &mut endpoint.watched);
         let refusals = self.answers.is_any_refused();
-        self.losses.look(endpoints.iter().zip(down), socket_drops, refusals, now);
+        self.losses.look(endpoints.iter().zip(watched), socket_drops, refusals, now);
         Page {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,

@@ -91,6 +91,9 @@ pub struct EndpointRow {
     pub counters: EndpointSnapshot,
     /// Flows removed since the page before.
     pub flows_timed_out: FlowsSnapshot,
+    /// Packets that the kernel dropped because nobody read them from `gwi`, from `gwo` in time, in
+    /// the order of [`Side::BOTH`]; a super-packet counts once.
+    pub queue_drops: [u64; 2],
     /// What each worker read from `gwi` and from `gwo`, in the order of [`Side::BOTH`].
     pub reads: Vec<[QueueRow; 2]>,
 }
@@ -125,6 +128,7 @@ impl EndpointRow {
             healthy: true,
             quiet_to_gwi: quiet(counters.last_to_gwi),
             age: now.since(since),
+            queue_drops: [0; 2],
             reads: reads.collect(),
             flows_timed_out: FlowsSnapshot::default(),
             counters,
@@ -230,6 +234,7 @@ pub(super) mod tests {
         let id = EndpointId(0x0123_4567_89ab_cdef);
         let mut endpoint = EndpointRow::new(id, Moment::from_secs(41), now, &cells);
         endpoint.flows_timed_out = endpoint.counters.flows_removed;
+        endpoint.queue_drops = [9, 10];
         let worker = crate::stats::WorkerCell::default();
         worker.datagrams.count(1540);
         worker.receives.add(7);

@@ -70,6 +70,14 @@ fn write_page(
     if page.socket_drops > 0 {
         writeln!(out, "Dropped by Linux at the receive sockets: {}.", page.socket_drops)?;
     }
+    for endpoint in &page.endpoints {
+        for side in Side::BOTH {
+            let dropped = endpoint.queue_drops[side.index()];
+            if dropped > 0 {
+                writeln!(out, "Dropped by Linux at {}: {dropped}.", endpoint.link(side))?;
+            }
+        }
+    }
     for reason in &page.reasons {
         writeln!(out, "NOT healthy: {reason}.")?;
     }
@@ -247,6 +255,8 @@ mod tests {
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              Dropped by Linux at the receive sockets: 8.\n\
+             Dropped by Linux at gwi-887epl1uMf: 9.\n\
+             Dropped by Linux at gwo-887epl1uMf: 10.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\
@@ -295,6 +305,8 @@ mod tests {
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              Dropped by Linux at the receive sockets: 8.\n\
+             Dropped by Linux at gwi-887epl1uMf: 9.\n\
+             Dropped by Linux at gwo-887epl1uMf: 10.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\

@@ -30,6 +30,7 @@ const COUNTERS: usize = 8;
 const DATAGRAMS: i16 = 0;
 const BYTES: i16 = 1;
 const LAST_SOURCE: i16 = 2;
+const SOCKET_DROPS: i16 = 3;
 
 /// Offset of the source in an IPv4 header (RFC 791 §3.1).
 const V4_SOURCE: u32 = 12;
@@ -56,6 +57,11 @@ pub struct Refused {
     pub datagrams: u64,
     /// Their bytes behind the UDP header.
     pub bytes: u64,
+    /// What of these the socket's own counter of drops has ([`udp::dropped`]), in which merged
+    /// datagrams are one.
+    ///
+    /// [`udp::dropped`]: crate::sys::udp::dropped
+    pub socket_drops: u64,
     /// Who sent the last one; none if there was none.
     pub last_source: Option<Ipv4Addr>,
 }
@@ -89,10 +95,12 @@ impl SourceFilter {
         let sockets = counters.chunks(COUNTERS);
         sockets
             .map(|counters| {
-                let [datagrams, bytes, last] = [DATAGRAMS, BYTES, LAST_SOURCE]
-                    .map(|place| counters[usize::from(place.cast_unsigned())]);
+                let [datagrams, bytes, last, socket_drops] =
+                    [DATAGRAMS, BYTES, LAST_SOURCE, SOCKET_DROPS]
+                        .map(|place| counters[usize::from(place.cast_unsigned())]);
                 let last = u32::try_from(last).ok().filter(|_| datagrams > 0);
-                Refused { datagrams, bytes, last_source: last.map(Ipv4Addr::from_bits) }
+                let last_source = last.map(Ipv4Addr::from_bits);
+                Refused { datagrams, bytes, socket_drops, last_source }
             })
             .collect()
     }
@@ -117,6 +125,8 @@ fn program(sources: &SourceList, counters: &Counters, first: usize) -> Vec<Instr
     p.add_to_counter(AT, DATAGRAMS, COUNT);
     p.add_to_counter(AT, BYTES, LEN);
     p.set_counter(AT, LAST_SOURCE, SOURCE);
+    p.set(COUNT, 1);
+    p.add_to_counter(AT, SOCKET_DROPS, COUNT);
     p.set(Register::R0, 0);
     p.exit();
 
@@ -177,6 +187,7 @@ mod tests {
         .unwrap();
         assert_eq!(filter.refused(), [Refused::default()]);
         let [receiver] = receivers.map(UdpSocket::from);
+        let socket_drops = || udp::dropped(&receiver).unwrap();
         let mut expected = Refused::default();
         for last in 1..=12 {
             let source = Ipv4Addr::new(127, 0, 0, last);
@@ -189,8 +200,10 @@ mod tests {
                 assert!(got.is_err(), "{source}");
                 expected.datagrams += 1;
                 expected.bytes += 30;
+                expected.socket_drops += 1;
                 expected.last_source = Some(source);
             }
+            assert_eq!(u64::from(socket_drops()), expected.socket_drops);
         }
         assert_eq!(filter.refused(), [expected]);
     }
@@ -209,6 +222,8 @@ mod tests {
         let refused = filter.refused();
         let sum = |of: fn(&Refused) -> u64| refused.iter().map(of).sum::<u64>();
         assert_eq!((sum(|one| one.datagrams), sum(|one| one.bytes)), (10, 950), "{refused:?}");
+        let dropped: u32 = receivers.iter().map(|it| udp::dropped(it).unwrap()).sum();
+        assert_eq!(sum(|one| one.socket_drops), u64::from(dropped));
         for receiver in receivers.map(UdpSocket::from) {
             assert!(receiver.recv_from(&mut [0; 64]).is_err());
         }

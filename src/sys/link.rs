@@ -3,6 +3,8 @@
 //! Each call is one request and the kernel's answer to it, and takes the rtnl lock: only the
 //! netdev thread calls this module.
 
+use std::collections::HashMap;
+
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_core::NetlinkHeader;
@@ -48,6 +50,26 @@ pub fn index_of(name: LinkName) -> Result<LinkIndex, Error> {
     nix::net::if_::if_nametoindex(name.as_str())
         .map(LinkIndex)
         .map_err(|errno| Error::new("if_nametoindex", name.as_str(), errno))
+}
+
+/// How many packets of the host the kernel has dropped at each link of the calling thread's network
+/// namespace: a TUN's queue was full, because nobody read it in time. A super-packet counts once.
+///
+/// # Errors
+/// When `/proc/thread-self/net/dev` cannot be read.
+pub fn dropped() -> Result<HashMap<String, u64>, Error> {
+    let table = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(table)
+        .map_err(|error| Error::from_io("read", table.to_owned(), &error))?;
+    Ok(text.lines().filter_map(dropped_in).collect())
+}
+
+/// Name and drops in a line as `dev_seq_printf_stats` writes it (`net/core/net-procfs.c`): the
+/// fourth number of what is sent, which stands behind eight about what is received.
+fn dropped_in(line: &str) -> Option<(String, u64)> {
+    let (name, numbers) = line.split_once(':')?;
+    let dropped = numbers.split_ascii_whitespace().nth(8 + 3)?.parse().ok()?;
+    Some((name.trim_start().to_owned(), dropped))
 }
 
 /// A socket to the kernel's routing subsystem, in the network namespace of the thread that
@@ -173,5 +195,25 @@ impl Netlink {
                 Some(code) => Err(Errno::from_raw(-code.get())),
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_of_a_link_as_the_kernel_writes_them() {
+        let text = "Inter-|   Receive                            |  Transmit\n \
+             face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop\n\
+               lo:       1    2    3    4    5     6          7         8        9   10   11   12 13\n\
+            gwo-5bqWvzLwwkk:1 2 3 4 5 6 7 8 9 10 11 18446744073709551615 13 14 15 16\n";
+        let found: Vec<_> = text.lines().filter_map(dropped_in).collect();
+        assert_eq!(found, [("lo".to_owned(), 12), ("gwo-5bqWvzLwwkk".to_owned(), u64::MAX)]);
+    }
+
+    #[test]
+    fn this_host_s_links_are_read() {
+        assert!(dropped().unwrap().contains_key("lo"));
     }
 }

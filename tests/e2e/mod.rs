@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`hosts`] | clients and servers of every day over passthrough |
+//! | [`accounting`] | where every packet went, to the last one |
 //! | [`admission`] | who may send, which endpoints may come |
 //! | [`bytes`] | every packet back byte for byte, in order, none lost |
 //! | [`fault_links`] | links deleted, renamed, moved, down under the program |
@@ -33,6 +34,7 @@
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
 
+mod accounting;
 mod admission;
 mod bytes;
 mod cases;
