@@ -71,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) port_first: u16,
     /// How many source ports are spread over the flows, at least 1.
     pub(crate) port_count: u16,
+    /// Class of the GENEVE options: AWS's, or another cloud's.
+    pub(crate) option_class: u16,
     /// Whether the outer UDP checksum is filled in.
     pub(crate) outer_checksum: bool,
     /// Cookies of the two directions.
@@ -98,6 +100,7 @@ impl Default for Config {
             target: Ipv4Addr::new(10, 99, 0, 100),
             port_first: 60000,
             port_count: 1,
+            option_class: layout::AWS_CLASS,
             outer_checksum: true,
             cookies: CookieRule::PerFlow,
             roam_packets: 0,
@@ -366,7 +369,8 @@ impl Gwlb {
                 target: config.target,
                 port: u16::try_from(port).expect("ports fit 16 bits"),
             },
-            header: layout::geneve_header(
+            header: layout::geneve_header_of(
+                config.option_class,
                 key.endpoint,
                 u32::try_from(cookie).expect("the upper half"),
                 inner,
@@ -426,7 +430,7 @@ impl Gwlb {
             let why = format!("destination port {}", back.dst_port);
             return Err((Breach::InvalidGeneveTunnel, why));
         }
-        let Some(geneve) = layout::geneve(back.payload) else {
+        let Some(geneve) = layout::geneve(back.payload, self.config.option_class) else {
             return Err((Breach::InvalidGeneveTunnel, "no GENEVE header".into()));
         };
         if !self.endpoints.contains(&geneve.endpoint) {
@@ -500,14 +504,19 @@ impl Gwlb {
         let Some(newest) = own.newest().or_else(|| other.newest()) else {
             return Err((Breach::MissingFlowEntry, "the flow was renewed".into()));
         };
-        Err(difference(newest, back, geneve))
+        Err(difference(newest, back, geneve, self.config.option_class))
     }
 }
 
 /// Names the first rule that a datagram breaks compared with what was sent for its flow.
-fn difference(sent: &Wrapping, back: &Returned<'_>, geneve: &Geneve<'_>) -> (Breach, String) {
+fn difference(
+    sent: &Wrapping,
+    back: &Returned<'_>,
+    geneve: &Geneve<'_>,
+    class: u16,
+) -> (Breach, String) {
     let Outer { node, target, port } = sent.outer;
-    let sent_cookie = layout::geneve(&sent.header).map(|sent| sent.cookie);
+    let sent_cookie = layout::geneve(&sent.header, class).map(|sent| sent.cookie);
     if sent_cookie != Some(geneve.cookie) {
         let why = format!("cookie {:08x}, sent {sent_cookie:08x?}", geneve.cookie);
         return (Breach::InvalidGwlbFlowCookie, why);

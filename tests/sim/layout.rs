@@ -34,18 +34,27 @@ pub(crate) struct Outer {
     pub(crate) port: u16,
 }
 
+/// Class of AWS's GENEVE options.
+pub(crate) const AWS_CLASS: u16 = 0x0108;
+
 /// The GENEVE header that AWS puts before an inner packet, which it looks at for the IP version.
 pub(crate) fn geneve_header(endpoint: u64, cookie: u32, inner: &[u8]) -> Vec<u8> {
+    geneve_header_of(AWS_CLASS, endpoint, cookie, inner)
+}
+
+/// The same with options of another class.
+pub(crate) fn geneve_header_of(class: u16, endpoint: u64, cookie: u32, inner: &[u8]) -> Vec<u8> {
+    let [high, low] = class.to_be_bytes();
     let ethertype: [u8; 2] =
         if inner.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] };
     let mut header = vec![0x08, 0x00]; // Version 0, 8 words of options; no flags.
     header.extend(ethertype);
     header.extend([0, 0, 0, 0]); // VNI 0, reserved.
-    header.extend([0x01, 0x08, 0x01, 0x02]); // Endpoint id: class 0x0108, type 1, 2 words.
+    header.extend([high, low, 0x01, 0x02]); // Endpoint id: class, type 1, 2 words.
     header.extend(endpoint.to_be_bytes());
-    header.extend([0x01, 0x08, 0x02, 0x02]); // Attachment id: type 2, 2 words.
+    header.extend([high, low, 0x02, 0x02]); // Attachment id: type 2, 2 words.
     header.extend([0; 8]);
-    header.extend([0x01, 0x08, 0x03, 0x01]); // Flow cookie: type 3, 1 word.
+    header.extend([high, low, 0x03, 0x01]); // Flow cookie: type 3, 1 word.
     header.extend(cookie.to_be_bytes());
     header
 }
@@ -154,8 +163,8 @@ pub(crate) struct Geneve<'a> {
     pub(crate) inner: &'a [u8],
 }
 
-/// Reads a GENEVE header in which all three AWS options stand.
-pub(crate) fn geneve(payload: &[u8]) -> Option<Geneve<'_>> {
+/// Reads a GENEVE header in which all three options of this class stand.
+pub(crate) fn geneve(payload: &[u8], class: u16) -> Option<Geneve<'_>> {
     let header_bytes = 8 + usize::from(payload.first()? & 0x3f) * 4;
     if payload[0] >> 6 != 0 || payload.len() < header_bytes {
         return None;
@@ -166,10 +175,10 @@ pub(crate) fn geneve(payload: &[u8]) -> Option<Geneve<'_>> {
     while !rest.is_empty() {
         let value_bytes = usize::from(rest.get(3)? & 0x1f) * 4;
         let value = rest.get(4..4 + value_bytes)?;
-        match (u16_at(rest, 0), rest[2], value_bytes) {
-            (0x0108, 1, 8) => endpoint = Some(u64::from_be_bytes(value.try_into().ok()?)),
-            (0x0108, 2, 8) => attachment = Some(()),
-            (0x0108, 3, 4) => cookie = Some(u32::from_be_bytes(value.try_into().ok()?)),
+        match (u16_at(rest, 0) == class, rest[2], value_bytes) {
+            (true, 1, 8) => endpoint = Some(u64::from_be_bytes(value.try_into().ok()?)),
+            (true, 2, 8) => attachment = Some(()),
+            (true, 3, 4) => cookie = Some(u32::from_be_bytes(value.try_into().ok()?)),
             _ => {}
         }
         rest = &rest[4 + value_bytes..];

@@ -13,6 +13,7 @@ use super::sim::gwlb::CookieRule;
 use super::sim::health::Failover;
 use super::sim::health::GroupConfig;
 use super::sim::health::Thresholds;
+use super::sim::layout::AWS_CLASS;
 use super::sim::netns::Arms;
 use super::sim::netns::Plan;
 use super::sim::prober::Check;
@@ -110,6 +111,9 @@ pub(crate) struct Args {
     /// First outer UDP source port
     #[arg(long, value_name = "PORT", default_value_t = 60000, help_heading = "Load balancer")]
     outer_port_first: u16,
+    /// Whose load balancer to play: the class of the GENEVE options
+    #[arg(long, value_enum, default_value_t = Profile::Aws, help_heading = "Load balancer")]
+    profile: Profile,
     /// Whether outer UDP checksums are filled in
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = "Load balancer")]
     outer_checksum: Switch,
@@ -176,6 +180,12 @@ enum Switch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    Aws,
+    Tencent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Cookies {
     PerFlow,
     PerDirection,
@@ -237,6 +247,10 @@ impl Args {
             nodes: (0..self.nodes).map(|node| Ipv4Addr::new(10, 99, 0, 11 + node)).collect(),
             port_first: self.outer_port_first,
             port_count: self.outer_ports,
+            option_class: match self.profile {
+                Profile::Aws => AWS_CLASS,
+                Profile::Tencent => 0x0167,
+            },
             outer_checksum: self.outer_checksum == Switch::On,
             cookies: match self.cookie {
                 Cookies::PerFlow => CookieRule::PerFlow,
