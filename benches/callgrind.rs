@@ -244,7 +244,7 @@ impl Flows {
 
 fn parse(datagram: &[u8]) {
     let datagram = black_box(datagram);
-    let meta = gwlb::parse(datagram).expect("a usual header");
+    let meta = gwlb::parse(datagram, &gwlb::Profile::AWS).expect("a usual header");
     let packet = &datagram[meta.header_bytes..];
     black_box(inner::parse(packet, meta.family).expect("a usual packet"));
 }

@@ -82,7 +82,7 @@ fn parse(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let datagram = black_box(&datagram[..]);
-                let meta = gwlb::parse(datagram).expect("a usual header");
+                let meta = gwlb::parse(datagram, &gwlb::Profile::AWS).expect("a usual header");
                 inner::parse(&datagram[meta.header_bytes..], meta.family).expect("a usual packet")
             });
         });

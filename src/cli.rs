@@ -31,7 +31,7 @@ const HOOK_HELP: &str = "\
 Hooks are run through /bin/sh with four arguments:
   1  CREATE or DESTROY
   2  the interface on which packets from the load balancer appear, gwi-<X>
-  3  the interface that takes packets back to it, gwo-<X>
+  3  the interface that takes packets back to it, gwo-<X>; or none
   4  the endpoint id, 17 hexadecimal digits: what follows vpce- in the console
 <X> is the endpoint id in base 60. A hook should switch rp_filter off on
 gwi-<X>.";
@@ -85,6 +85,7 @@ pub struct Args {
     #[arg(
         short = 'p',
         long,
+        aliases = ["p"],
         value_name = "PORT",
         default_value = "0",
         value_parser = |text: &str| number_or_none(text, 0..=u32::from(u16::MAX)),
@@ -255,6 +256,11 @@ pub struct Args {
     )]
     pub max_flows: Option<u32>,
 
+    /// Take the headers of a known flow only from the outer source address that it came from first,
+    /// until it has been idle for 120 seconds.
+    #[arg(help_heading = "Limits", long)]
+    pub pin_source: bool,
+
     /// Have room for so many flows, in six numbers: IPv4 TCP, UDP, other, then IPv6; once more with
     /// vpce-ID: before it for an endpoint. Flows share one table here, so the sum counts.
     #[arg(
@@ -350,6 +356,22 @@ pub struct Args {
     /// Add checksums up without vector instructions.
     #[arg(help_heading = "Offloads", long)]
     pub no_vector_checksum: bool,
+
+    /// Whose load balancer this is, by the options that it puts into GENEVE: aws, or tencent with
+    /// option class 0x0167.
+    #[arg(
+        help_heading = "Compatibility",
+        long,
+        value_enum,
+        value_name = "CLOUD",
+        default_value_t = Profile::Aws,
+        hide_possible_values = true
+    )]
+    pub profile: Profile,
+
+    /// Return nothing to the load balancer: no gwo-<X>, no flows; a hook's third argument is none.
+    #[arg(help_heading = "Compatibility", long)]
+    pub no_return: bool,
 
     /// Speak as this version of AWS's program does, on the health page and in the log: 3.0 or 3.2.
     #[arg(
@@ -475,6 +497,16 @@ pub enum Compat {
     V3_2,
 }
 
+/// Whose load balancer sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// Amazon Web Services.
+    #[default]
+    Aws,
+    /// Tencent Cloud.
+    Tencent,
+}
+
 /// What decides which worker gets a datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Steer {
@@ -585,6 +617,7 @@ mod tests {
         assert_eq!((args.rcvbuf, args.busypoll), (None, 0));
         assert!(!args.hex_dump && args.reserve.is_empty());
         assert_eq!((args.steer, args.no_tun_steering), (Steer::Auto, false));
+        assert_eq!((args.profile, args.no_return, args.pin_source), (Profile::Aws, false, false));
     }
 
     #[test]
@@ -753,6 +786,9 @@ mod tests {
                 "--no-tun-steering",
                 "--max-flows",
                 "--max-endpoints",
+                "--pin-source",
+                "--profile",
+                "--no-return",
                 "CREATE or DESTROY",
             ] {
                 assert!(help.contains(word), "{word} in the answer to {spelling}:\n{help}");
@@ -772,6 +808,7 @@ mod tests {
             ("-c", ["--cmdnew", "value"]),
             ("-z", ["-z", "--help"]),
             ("--compat 3.1", ["--compat", "\"3.1\": write 3.0 or 3.2;"]),
+            ("--profile gcp", ["--profile", "\"gcp\": write aws or tencent;"]),
             ("--steer both", ["--steer", "\"both\": write outer or inner or auto;"]),
             ("--rcvbuf 1024", ["--rcvbuf", "1023"]),
             ("--hook-jobs 0", ["--hook-jobs", "\"0\""]),

@@ -31,11 +31,13 @@ use crate::control::spread::Queues;
 use crate::control::spread::Spreading;
 use crate::flow::FlowTable;
 use crate::flow::HashSeed;
+use crate::flow::Sources;
 use crate::flow::TablePlan;
 use crate::log::Level;
 use crate::log::Log;
 use crate::log::LogThread;
 use crate::log::Section;
+use crate::settings;
 use crate::settings::Settings;
 use crate::settings::WorkerSpec;
 use crate::stats::WorkerCell;
@@ -47,11 +49,13 @@ use crate::sys::clock;
 use crate::sys::limits;
 use crate::sys::udp;
 use crate::types::Offload;
+use crate::types::Side;
 use crate::uring::DriverPlan;
 use crate::uring::Features;
 use crate::uring::GroupPlan;
 use crate::uring::received;
 use crate::wire::checksum;
+use crate::wire::gwlb;
 use crate::wire::udp as wire_udp;
 use crate::wire::virtio_net;
 use crate::worker::OPERATIONS_MAX;
@@ -251,14 +255,16 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
         sys::Error::new("getrandom", "key of the flow hash", errno)
     })?;
-    let plan = TablePlan::new(settings.flows_max as usize, workers);
-    let flows = Arc::new(FlowTable::new(plan, seed));
+    let flows = Arc::new(FlowTable::new(table_plan(&settings), seed));
     let control_wake = Arc::new(EventFd::new()?);
     let (events, inbox) =
         Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
     let (samples, samples_inbox) = Mailbox::new(SAMPLES, Arc::clone(&control_wake));
-    let (netdev, netdev_thread) =
-        netdev::spawn(settings.offload, spreading.queues == Queues::Program)?;
+    let (netdev, netdev_thread) = netdev::spawn(
+        settings.offload,
+        spreading.queues == Queues::Program,
+        Side::of_endpoint(settings.returns),
+    )?;
 
     let mut started = Started::default();
     for (spec, receiver) in settings.workers.iter().zip(&spreading.receivers) {
@@ -271,6 +277,8 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
             driver,
             receiver: Arc::clone(receiver),
             offload: settings.offload,
+            profile: profile(settings.profile),
+            returns: settings.returns,
             commands,
             wake,
             events: events.clone(),
@@ -306,6 +314,21 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         log.line(Section::Tunnel, Level::Critical, format_args!("The netdev thread failed."));
     }
     result.map_err(StartError::from)
+}
+
+const fn profile(cloud: settings::Profile) -> gwlb::Profile {
+    match cloud {
+        settings::Profile::Aws => gwlb::Profile::AWS,
+        settings::Profile::Tencent => gwlb::Profile::TENCENT,
+    }
+}
+
+fn table_plan(settings: &Settings) -> TablePlan {
+    TablePlan {
+        endpoints_max: settings.endpoints_max.into(),
+        sources: if settings.pin_source { Sources::Pinned } else { Sources::Any },
+        ..TablePlan::new(settings.flows_max as usize, settings.workers.len())
+    }
 }
 
 fn admission_plan(settings: &Settings) -> AdmissionPlan {

@@ -29,6 +29,7 @@ use crate::cli::Args;
 pub use crate::cli::Compat;
 use crate::cli::MaxFrame;
 use crate::cli::Number;
+pub use crate::cli::Profile;
 pub use crate::cli::Steer;
 use crate::log::Level;
 use crate::log::Thresholds;
@@ -106,8 +107,14 @@ pub struct Settings {
     pub tun_steering: bool,
     /// What TCP connections may agree on as their largest segment, if that is limited.
     pub clamp_mss: Option<TcpSegmentMax>,
-    /// Flows to remember at most.
+    /// Flows to remember at most; none where nothing is returned.
     pub flows_max: u32,
+    /// Whether a known flow is taught by the source alone that taught it first.
+    pub pin_source: bool,
+    /// Whose load balancer sends.
+    pub profile: Profile,
+    /// Whether packets of the host go back to the load balancer.
+    pub returns: bool,
     /// Endpoints to serve at most, 1 to 4096.
     pub endpoints_max: u16,
     /// How many may be new at once, at least 1; nothing if as many as there may be at all.
@@ -236,6 +243,9 @@ impl Settings {
             tun_steering: !args.no_tun_steering,
             clamp_mss: args.clamp_mss.map(TcpSegmentMax::new),
             flows_max: flows_max(args, host, &mut warnings)?,
+            pin_source: args.pin_source,
+            profile: args.profile,
+            returns: !args.no_return,
             endpoints_max: args.max_endpoints,
             endpoint_burst: args.endpoint_burst,
             endpoint_rate: args.endpoint_rate,
@@ -390,6 +400,9 @@ fn flows_max(args: &Args, host: &Host, warnings: &mut Vec<String>) -> Result<u32
             .map_err(|problem| SettingsError::BadReserve(list.clone(), problem))?;
         reserved = reserved.saturating_add(flows);
     }
+    if args.no_return {
+        return Ok(0);
+    }
     let Some(limit) = args.max_flows else {
         return Ok(flows_for(host.ram_bytes).max(reserved.min(FLOWS_MAX)));
     };
@@ -420,6 +433,14 @@ mod tests {
 
     fn cores(settings: &Settings) -> Vec<Option<usize>> {
         settings.workers.iter().map(|worker| worker.core).collect()
+    }
+
+    #[test]
+    fn where_nothing_returns_no_flow_is_remembered() {
+        let plain = settings("", &[0]).unwrap();
+        assert!(plain.returns && !plain.pin_source && plain.flows_max > 0);
+        let settings = settings("--no-return --max-flows 1000 --pin-source", &[0]).unwrap();
+        assert_eq!((settings.returns, settings.flows_max, settings.pin_source), (false, 0, true));
     }
 
     #[test]

@@ -84,7 +84,10 @@ fn is_known(table: &FlowTable, port: u16) -> bool {
 }
 
 fn new_table(flows_max: usize) -> FlowTable {
-    FlowTable::new(TablePlan { flows_max, shards: 2 }, HashSeed::fixed(1))
+    FlowTable::new(
+        TablePlan { shards: 2, endpoints_max: 1, ..TablePlan::new(flows_max, 1) },
+        HashSeed::fixed(1),
+    )
 }
 
 /// Flows that have expired in a shard.

@@ -55,7 +55,6 @@ use tokio::time;
 use crate::log::Log;
 use crate::types::EndpointId;
 use crate::types::LinkName;
-use crate::types::Side;
 use output::Output;
 
 /// Hooks that wait for their turn; control asks for one per endpoint at a time.
@@ -91,6 +90,8 @@ pub struct HookRequest {
     pub command: HookCommand,
     /// The endpoint, which gives the other arguments.
     pub id: EndpointId,
+    /// Whether it has a `gwo`; the third argument is `none` otherwise.
+    pub returns: bool,
 }
 
 /// How a hook ended.
@@ -316,8 +317,8 @@ fn start(
 
 /// The shell's words and environment.
 fn command(request: &HookRequest, open_files: Option<u64>) -> Command {
-    let HookRequest { action, command, id } = request;
-    let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(*id, side).to_string());
+    let HookRequest { action, command, id, returns } = request;
+    let [gwi, gwo] = LinkName::of_endpoint(*id, *returns).map(|name| name.to_string());
     let words = [action.to_string(), gwi, gwo, id.to_string()];
     let mut script = OsString::new();
     if let Some(limit) = open_files {

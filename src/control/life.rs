@@ -117,7 +117,7 @@ impl Life {
     /// Both links are there.
     async fn serve(&mut self, pair: LinkPair) {
         let control = Rc::clone(&self.control);
-        let [gwi, gwo] = Side::BOTH.map(|side| LinkName::of(self.id, side));
+        let [gwi, gwo] = LinkName::of_endpoint(self.id, self.control.settings.returns);
         let id = self.id;
         let called = control.called(id);
         let cells: Vec<_> = control.workers.iter().map(|_| Arc::default()).collect();
@@ -310,7 +310,8 @@ impl Life {
         let Some(command) = command else {
             return if on_turn() { HookOutcome::Exited(0) } else { HookOutcome::NotWanted };
         };
-        let request = HookRequest { action, command: command.clone(), id: self.id };
+        let returns = self.control.settings.returns;
+        let request = HookRequest { action, command: command.clone(), id: self.id, returns };
         let outcome = self.control.hooks.run(request, on_turn).await;
         if !outcome.is_success() && outcome != HookOutcome::NotWanted {
             self.control.status.borrow_mut().hook_failed();

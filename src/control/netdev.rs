@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
+use arrayvec::ArrayVec;
 use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
@@ -39,13 +40,13 @@ pub const QUEUE_PACKETS: u32 = 4096;
 /// Requests that wait. Control asks for one thing per endpoint at a time.
 const REQUESTS: usize = 8192;
 
-/// Both links of one endpoint, as [`Handle::create`] made them.
+/// The links of one endpoint, as [`Handle::create`] made them.
 #[derive(Debug)]
 pub struct LinkPair {
     /// The queues of each worker, in the order of [`Side::BOTH`].
-    pub queues: Vec<[Arc<OwnedFd>; 2]>,
+    pub queues: Vec<ArrayVec<Arc<OwnedFd>, 2>>,
     /// The links, in the order of [`Side::BOTH`].
-    pub indexes: [LinkIndex; 2],
+    pub indexes: ArrayVec<LinkIndex, 2>,
     /// Why no program chooses the queues of this pair, if one was to.
     pub unsteered: Option<sys::Error>,
 }
@@ -66,7 +67,7 @@ type Reply<T> = oneshot::Sender<Result<T, sys::Error>>;
 #[derive(Debug)]
 enum Request {
     Create(EndpointId, usize, Reply<LinkPair>),
-    Destroy([LinkIndex; 2], Reply<()>),
+    Destroy(ArrayVec<LinkIndex, 2>, Reply<()>),
     DestroyAll(Reply<()>),
     Probe(Reply<()>),
 }
@@ -78,7 +79,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Creates both links of an endpoint with `workers` queues each, and brings them up. Nothing is
+    /// Creates the links of an endpoint with `workers` queues each, and brings them up. Nothing is
     /// done if the future is dropped while the request waits; links that it was too late for go
     /// with the others at the end.
     ///
@@ -88,7 +89,7 @@ impl Handle {
         self.ask(|reply| Request::Create(id, workers, reply)).await
     }
 
-    /// Deletes both links of an endpoint and closes their queues.
+    /// Deletes the links of an endpoint and closes their queues.
     ///
     /// # Errors
     /// What the kernel refused. Links that were gone already are no error.
@@ -124,16 +125,18 @@ impl Handle {
 
 /// Starts the thread in the caller's network namespace. Its links hand over what `offload` allows.
 /// With `steers_queues` a program chooses the queue of every packet, so that what a worker wrote to
-/// `gwi` comes back to it.
+/// `gwi` comes back to it. An endpoint gets the links of `sides`, which are [`Side::BOTH`] or their
+/// beginning.
 ///
 /// # Errors
 /// When there is no netlink socket, no randomness for the group's number, or no thread.
 pub fn spawn(
     offload: Offload,
     steers_queues: bool,
+    sides: &'static [Side],
 ) -> Result<(Handle, thread::JoinHandle<()>), sys::Error> {
     let (requests, queue) = crossbeam_channel::bounded(REQUESTS);
-    let mut netdev = Netdev::new(offload, steers_queues)?;
+    let mut netdev = Netdev::new(offload, steers_queues, sides)?;
     let thread = thread::Builder::new()
         .name("gwlbtun netdev".to_owned())
         .spawn(move || netdev.run(&queue))
@@ -157,14 +160,20 @@ struct Netdev {
     /// What the links may hand over.
     offload: Offload,
     steers_queues: bool,
-    /// The queues of both sides, by the index of `gwi`.
-    held: HashMap<LinkIndex, Vec<[Arc<OwnedFd>; 2]>>,
+    /// The links that an endpoint has.
+    sides: &'static [Side],
+    /// The queues of all sides, by the index of `gwi`.
+    held: HashMap<LinkIndex, Vec<ArrayVec<Arc<OwnedFd>, 2>>>,
 }
 
 impl Netdev {
-    fn new(offload: Offload, steers_queues: bool) -> Result<Self, sys::Error> {
+    fn new(
+        offload: Offload,
+        steers_queues: bool,
+        sides: &'static [Side],
+    ) -> Result<Self, sys::Error> {
         let (netlink, group) = (Netlink::open()?, random_group()?);
-        Ok(Self { netlink, group, offload, steers_queues, held: HashMap::new() })
+        Ok(Self { netlink, group, offload, steers_queues, sides, held: HashMap::new() })
     }
 
     fn run(&mut self, requests: &Receiver<Request>) {
@@ -184,7 +193,7 @@ impl Netdev {
                 let _ = reply.send(self.create(id, workers));
             }
             Request::Destroy(indexes, reply) => {
-                let _ = reply.send(self.destroy(indexes));
+                let _ = reply.send(self.destroy(&indexes));
             }
             Request::DestroyAll(reply) => {
                 let _ = reply.send(self.destroy_all());
@@ -209,30 +218,38 @@ impl Netdev {
             self.netlink.bring_up(index, setup)?;
             Ok((queues, index))
         };
-        let (gwi, gwi_index) = create_side(Side::Gwi)?;
-        let (gwo, gwo_index) = create_side(Side::Gwo)?;
+        let mut links: ArrayVec<Vec<OwnedFd>, 2> = ArrayVec::new();
+        let mut indexes = ArrayVec::new();
+        for &side in self.sides {
+            let (queues, index) = create_side(side)?;
+            links.push(queues);
+            indexes.push(index);
+        }
+        let gwi = indexes[Side::Gwi.index()];
         // Without it packets find their way too, and take longer.
-        let unsteered = (self.steers_queues && workers > 1)
-            .then(|| steer(gwi_index, [&gwi, &gwo]))
-            .and_then(Result::err);
-        let queues: Vec<_> =
-            gwi.into_iter().zip(gwo).map(|(gwi, gwo)| [Arc::new(gwi), Arc::new(gwo)]).collect();
-        self.held.insert(gwi_index, queues.clone());
-        Ok(LinkPair { queues, indexes: [gwi_index, gwo_index], unsteered })
+        let unsteered =
+            (self.steers_queues && workers > 1).then(|| steer(gwi, &links)).and_then(Result::err);
+        let mut queues = vec![ArrayVec::new(); workers];
+        for (of_worker, queue) in links.into_iter().flat_map(|link| (0..).zip(link)) {
+            queues[of_worker].push(Arc::new(queue));
+        }
+        self.held.insert(gwi, queues.clone());
+        Ok(LinkPair { queues, indexes, unsteered })
     }
 
     /// What is not deleted by its number goes with its queues. That takes longer, but a number may
     /// be a stranger's by now: of a link that somebody deleted, or moved to another namespace.
-    fn destroy(&mut self, indexes: [LinkIndex; 2]) -> Result<(), sys::Error> {
-        let queues = self.held.remove(&indexes[0]);
+    fn destroy(&mut self, indexes: &[LinkIndex]) -> Result<(), sys::Error> {
+        let queues = self.held.remove(&indexes[Side::Gwi.index()]);
         let first = queues.iter().flatten().next();
-        let outcomes = Side::BOTH.map(|side| {
-            let (index, queue) = (indexes[side.index()], first.map(|sides| &sides[side.index()]));
-            if queue.and_then(tun::index_of) == Some(index.0) {
+        let outcomes = indexes.iter().enumerate().map(|(side, &index)| {
+            if first.and_then(|sides| tun::index_of(&sides[side])) == Some(index.0) {
                 return gone_is_fine(self.netlink.delete(index));
             }
             Ok(())
         });
+        // Both are tried before the first failure is told.
+        let outcomes: ArrayVec<_, 2> = outcomes.collect();
         outcomes.into_iter().collect()
     }
 
@@ -247,10 +264,10 @@ impl Netdev {
     }
 }
 
-/// Gives both links of a pair the program that chooses their queues.
-fn steer(gwi: LinkIndex, sides: [&[OwnedFd]; 2]) -> Result<(), sys::Error> {
-    let program = links::load(gwi, sides[0].len())?;
-    let mut of_each_link = sides.into_iter().filter_map(<[_]>::first);
+/// Gives the links of an endpoint the program that chooses their queues.
+fn steer(gwi: LinkIndex, links: &[Vec<OwnedFd>]) -> Result<(), sys::Error> {
+    let program = links::load(gwi, links[0].len())?;
+    let mut of_each_link = links.iter().filter_map(|link| link.first());
     of_each_link.try_for_each(|queue| tun::set_steering(queue, &program))
 }
 
@@ -292,7 +309,7 @@ mod tests {
     #[test]
     fn links_come_up_as_asked_and_go() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
             let mut pairs = Vec::new();
             for id in 1..=3 {
                 pairs.push(netdev.create(EndpointId(id), 2).await.unwrap());
@@ -331,7 +348,7 @@ mod tests {
     #[test]
     fn r26_a_stranger_with_the_number_of_a_deleted_link_stays() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
             let pair = netdev.create(EndpointId(1), 2).await.unwrap();
             let ip = |line: &str| {
                 let status =
@@ -354,7 +371,7 @@ mod tests {
     #[test]
     fn links_go_with_the_last_handle() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
             let pair = netdev.create(EndpointId(9), 3).await.unwrap();
             assert_eq!(link_lines().lines().count(), 2);
             drop(netdev);
@@ -367,7 +384,7 @@ mod tests {
     #[test]
     fn the_kernel_s_reason_comes_back() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
             let error = netdev.create(EndpointId(1), 257).await.unwrap_err();
             let NetdevError::Sys(error) = error else {
                 panic!("{error}");
@@ -384,7 +401,7 @@ mod tests {
     #[test]
     fn links_that_nobody_waits_for_are_not_made() {
         in_private_namespace(|| async {
-            let mut netdev = Netdev::new(Offload::ALL, true).unwrap();
+            let mut netdev = Netdev::new(Offload::ALL, true, &Side::BOTH).unwrap();
             for id in 1..=3 {
                 let (reply, waits) = oneshot::channel();
                 let waits = (id == 2).then_some(waits);

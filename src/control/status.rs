@@ -90,6 +90,7 @@ pub(super) struct Status {
     cores: Vec<Option<usize>>,
     offload: Offload,
     source_filter: Option<SourceFilter>,
+    no_return: bool,
 }
 
 #[derive(Debug)]
@@ -131,6 +132,7 @@ impl Status {
             cores: settings.workers.iter().map(|spec| spec.core).collect(),
             offload: settings.offload,
             source_filter,
+            no_return: !settings.returns,
         }
     }
 
@@ -353,6 +355,7 @@ impl Status {
                 udp_gro: self.offload.udp_gro && !self.spread.is_by_flow(),
                 ..self.offload
             }),
+            no_return: self.no_return,
             checksum: checksum::Implementation::in_use().to_string(),
             steering: self.spread.row(workers),
             socket_drops,

@@ -28,6 +28,35 @@ use super::key::V6_KEY_BYTES;
 use super::key::Way;
 use crate::types::OuterPath;
 
+/// Idle seconds of a flow after which even a pinned one is taught by another source: when a load
+/// balancer forgets a flow that is not TCP (AWS guide, "Gateway Load Balancers", *Idle timeout*).
+/// What comes after that may be a new flow by another node.
+const PIN_IDLE_SECS: u32 = 120;
+
+/// Who may teach a direction of a known flow a header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sources {
+    /// Anybody: the newest header wins at once.
+    #[default]
+    Any,
+    /// The outer source address that taught it before, until the flow has been idle for 120
+    /// seconds. The port does not count: it belongs to the flow, and its node may change it.
+    Pinned,
+}
+
+/// What became of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taught {
+    /// It is stored, from the source that this direction had, or its first one.
+    Stored,
+    /// The same, and now the load balancer has sent both ways.
+    Answered,
+    /// It is stored, and this direction had another source before.
+    FromElsewhere,
+    /// It is refused: this direction has another source, and is pinned to it.
+    Refused,
+}
+
 /// Everything needed to send a packet of a flow back to the load balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StoredHeader {
@@ -104,17 +133,55 @@ impl FlowState {
         // The other side was never seen, which must not make the flow look younger.
         let unseen = Side { seen_secs: [0; 4], header: [0; HEADER_PACKED_BYTES] };
         let mut state = Self { received: 0, sides: [unseen; 2] };
-        state.learn(way, header, now_secs);
+        state.store(way, header, now_secs);
         state
     }
 
-    /// Stores the header that the load balancer sent last this way.
-    ///
+    /// Stores the header that the load balancer sent last this way. Mostly it is the one that is
+    /// there.
+    #[inline]
+    pub(super) fn learn(
+        &mut self,
+        way: Way,
+        header: &StoredHeader,
+        now_secs: u32,
+        sources: Sources,
+    ) -> Taught {
+        if self.has(way) && self.sides[way.index()].header == header.pack() {
+            self.refresh(way, now_secs);
+            return Taught::Stored;
+        }
+        self.learn_another(way, header, now_secs, sources)
+    }
+
+    #[cold]
+    fn learn_another(
+        &mut self,
+        way: Way,
+        header: &StoredHeader,
+        now_secs: u32,
+        sources: Sources,
+    ) -> Taught {
+        let source = |header: &StoredHeader| header.outer.remote;
+        let is_from_elsewhere = self.has(way) && source(&self.header(way)) != source(header);
+        if is_from_elsewhere
+            && sources == Sources::Pinned
+            && self.idle_secs(now_secs) < PIN_IDLE_SECS
+        {
+            return Taught::Refused;
+        }
+        let was_two_way = self.is_two_way();
+        self.store(way, header, now_secs);
+        if is_from_elsewhere {
+            return Taught::FromElsewhere;
+        }
+        if !was_two_way && self.is_two_way() { Taught::Answered } else { Taught::Stored }
+    }
+
     /// A cookie that changes means that the load balancer has a new flow under this 5-tuple
     /// (ports are reused), and the other side's header belongs to the old one: it goes, unless
     /// it already has the new cookie.
-    #[inline]
-    pub(super) fn learn(&mut self, way: Way, header: &StoredHeader, now_secs: u32) {
+    fn store(&mut self, way: Way, header: &StoredHeader, now_secs: u32) {
         let other = way.opposite();
         let is_new_flow = self.has(way) && self.cookie(way) != header.cookie;
         if is_new_flow && self.cookie(other) != header.cookie {
@@ -189,9 +256,20 @@ mod tests {
         }
     }
 
+    fn learn(state: &mut FlowState, way: Way, header: &StoredHeader, now_secs: u32) {
+        assert_ne!(state.learn(way, header, now_secs, Sources::Any), Taught::Refused);
+    }
+
+    /// The header of a node with this last number.
+    fn header_of_node(node: u8, remote_port: u16) -> StoredHeader {
+        let header = header(1, remote_port);
+        let remote = Ipv4Addr::new(10, 0, 0, node);
+        StoredHeader { outer: OuterPath { remote, ..header.outer }, ..header }
+    }
+
     fn two_way(forward: u8, backward: u8) -> FlowState {
         let mut state = FlowState::new(FORWARD, &header(forward, 1), 10);
-        state.learn(BACKWARD, &header(backward, 2), 10);
+        learn(&mut state, BACKWARD, &header(backward, 2), 10);
         state
     }
 
@@ -224,7 +302,7 @@ mod tests {
     #[test]
     fn the_newest_header_wins_at_once() {
         let mut state = two_way(1, 1);
-        state.learn(FORWARD, &header(1, 7), 11);
+        learn(&mut state, FORWARD, &header(1, 7), 11);
         assert_eq!(state.header(FORWARD), header(1, 7));
         assert_eq!(state.header(BACKWARD), header(1, 2), "same cookie: it stays");
     }
@@ -232,7 +310,7 @@ mod tests {
     #[test]
     fn a_new_cookie_drops_the_other_sides_header() {
         let mut state = two_way(1, 2);
-        state.learn(FORWARD, &header(3, 7), 11);
+        learn(&mut state, FORWARD, &header(3, 7), 11);
         assert_eq!(state.header(FORWARD), header(3, 7));
         assert_eq!(state.header(BACKWARD), header(3, 7), "the old one is gone");
         assert!(!state.is_two_way());
@@ -241,14 +319,14 @@ mod tests {
     #[test]
     fn a_new_cookie_that_the_other_side_has_already_drops_nothing() {
         let mut state = two_way(1, 1);
-        state.learn(FORWARD, &header(3, 7), 11);
-        state.learn(BACKWARD, &header(3, 8), 11);
+        learn(&mut state, FORWARD, &header(3, 7), 11);
+        learn(&mut state, BACKWARD, &header(3, 8), 11);
         assert!(state.is_two_way());
         // A late datagram of the old flow on one side, then the new flow's next.
-        state.learn(BACKWARD, &header(1, 2), 11);
+        learn(&mut state, BACKWARD, &header(1, 2), 11);
         assert_eq!(state.header(FORWARD), header(1, 2), "the late one counts as new");
-        state.learn(FORWARD, &header(3, 7), 12);
-        state.learn(BACKWARD, &header(3, 8), 12);
+        learn(&mut state, FORWARD, &header(3, 7), 12);
+        learn(&mut state, BACKWARD, &header(3, 8), 12);
         assert!(state.is_two_way(), "and the flow is whole again");
         assert_eq!(state.header(FORWARD), header(3, 7));
         assert_eq!(state.header(BACKWARD), header(3, 8));
@@ -257,16 +335,16 @@ mod tests {
     #[test]
     fn the_first_header_of_a_side_changes_no_cookie() {
         let mut state = FlowState::new(FORWARD, &header(1, 1), 10);
-        state.learn(BACKWARD, &header(2, 2), 10);
+        learn(&mut state, BACKWARD, &header(2, 2), 10);
         assert_eq!(state.header(FORWARD), header(1, 1));
     }
 
     #[test]
     fn a_dropped_header_cannot_come_back() {
         let mut state = two_way(1, 2);
-        state.learn(FORWARD, &header(3, 3), 10);
+        learn(&mut state, FORWARD, &header(3, 3), 10);
         // The backward side's old bytes say cookie 2; learning 2 anew must not be compared to it.
-        state.learn(BACKWARD, &header(4, 4), 10);
+        learn(&mut state, BACKWARD, &header(4, 4), 10);
         assert_eq!(state.header(FORWARD), header(3, 3));
         assert_eq!(state.header(BACKWARD), header(4, 4));
     }
@@ -282,5 +360,37 @@ mod tests {
         state.refresh(BACKWARD, 101);
         assert_eq!(state.last_seen_secs(), 105, "a slower clock takes nothing back");
         assert_eq!(state.idle_secs(90), 0);
+    }
+
+    #[test]
+    fn another_source_is_told_apart_by_its_address_alone() {
+        let (any, pinned) = (Sources::Any, Sources::Pinned);
+        let mut state = FlowState::new(FORWARD, &header_of_node(2, 1), 10);
+        assert_eq!(state.learn(FORWARD, &header_of_node(2, 1), 10, any), Taught::Stored);
+        assert_eq!(state.learn(FORWARD, &header_of_node(2, 7), 10, pinned), Taught::Stored);
+        assert_eq!(state.header(FORWARD), header_of_node(2, 7), "the port belongs to the flow");
+        assert_eq!(state.learn(FORWARD, &header(9, 7), 10, pinned), Taught::Stored, "port reuse");
+        assert_eq!(state.learn(FORWARD, &header_of_node(3, 1), 10, any), Taught::FromElsewhere);
+        assert_eq!(state.header(FORWARD), header_of_node(3, 1), "it wins at once");
+        assert_eq!(
+            state.learn(BACKWARD, &header_of_node(4, 1), 10, pinned),
+            Taught::Answered,
+            "the first of its direction"
+        );
+    }
+
+    #[test]
+    fn a_pinned_flow_keeps_its_source_until_it_was_idle_for_120_seconds() {
+        let (ours, theirs) = (header_of_node(2, 1), header_of_node(3, 1));
+        let mut state = FlowState::new(FORWARD, &ours, 10);
+        for now_secs in [10, 70, 10 + PIN_IDLE_SECS] {
+            let taught = state.learn(FORWARD, &theirs, now_secs, Sources::Pinned);
+            assert_eq!(taught, Taught::Refused, "at {now_secs}");
+            assert_eq!(state.header(FORWARD), ours);
+            assert_eq!(state.last_seen_secs(), 10, "who is refused keeps nothing alive");
+        }
+        let taught = state.learn(FORWARD, &theirs, 11 + PIN_IDLE_SECS, Sources::Pinned);
+        assert_eq!(taught, Taught::FromElsewhere);
+        assert_eq!(state.header(FORWARD), theirs);
     }
 }

@@ -100,6 +100,14 @@ impl FlowKey {
         }
     }
 
+    /// The endpoint that the flow is of.
+    pub(super) fn endpoint(&self) -> EndpointRef {
+        match &self.0 {
+            KeyBytes::V4(bytes) => endpoint_of(bytes),
+            KeyBytes::V6(bytes) => endpoint_of(bytes),
+        }
+    }
+
     /// IP version of the flow.
     pub const fn family(&self) -> Family {
         match self.0 {

@@ -15,6 +15,7 @@
 //! | `template` | headers without their cookie, once per endpoint |
 //! | `key` | the canonical key and its seeded hash |
 //! | `entry` | what a flow remembers: the bytes of an entry and the rules for its headers |
+//! | `shares` | flows per endpoint, and whose go first when the table is full |
 //! | `shard` | index, slabs and clock hands of one shard: eviction and expiry |
 //! | `table` | all shards, their locks and the bound on their sum |
 //!
@@ -24,9 +25,11 @@
 mod entry;
 mod key;
 mod shard;
+mod shares;
 mod table;
 mod template;
 
+pub use entry::Sources;
 pub use entry::StoredHeader;
 pub use key::FlowKey;
 pub use key::HashSeed;

@@ -15,6 +15,10 @@
 //! more are below exp(−18 / (1 + 2/√λ)): 2·10⁻⁸ for 1,000,000 flows in 64 shards, 6·10⁻⁷ for
 //! the smallest share, 64. If it happens, that shard evicts a little early.
 //!
+//! # Whose room
+//! All of it is anybody's while there is some. When the table is full, [`shares`](super::shares)
+//! says whose flows go: an endpoint within its share loses none to others.
+//!
 //! # Memory
 //! An IPv4 flow takes 60 bytes and an IPv6 flow 84, plus 5 bytes per bucket of the index; for
 //! 1,000,000 flows there are 2²¹ buckets, 10.5 MB. Address space is reserved for `flows_max`
@@ -25,7 +29,9 @@ use std::fmt;
 use std::sync::TryLockError;
 
 use super::entry::FlowState;
+use super::entry::Sources;
 use super::entry::StoredHeader;
+use super::entry::Taught;
 use super::key::FlowKey;
 use super::key::HashSeed;
 use super::key::KeyHasher;
@@ -33,10 +39,13 @@ use super::key::Way;
 use super::shard::Removed;
 use super::shard::Shard;
 use super::shard::Ttl;
+use super::shares::Newcomer;
+use super::shares::Shares;
 use crate::sync::AtomicUsize;
 use crate::sync::Mutex;
 use crate::sync::MutexGuard;
 use crate::sync::Ordering;
+use crate::types::EndpointRef;
 use crate::types::Moment;
 
 /// Fewest shards of a table that is not small.
@@ -60,13 +69,20 @@ const SHARD_BITS_AT: u32 = 32;
 /// Most shards: their bits end below hashbrown's tags.
 const SHARDS_MAX: usize = 1 << 16;
 
-/// How large a table is and in how many parts.
+/// Slots of endpoints unless told: as many endpoints as can be asked for.
+const ENDPOINTS: usize = 4096;
+
+/// How large a table is and in how many parts, and who may change what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TablePlan {
     /// Most flows that the table holds at a time, both families together.
     pub flows_max: usize,
     /// Number of shards, a power of two.
     pub shards: usize,
+    /// Slots of endpoints: each one's number is below this.
+    pub endpoints_max: usize,
+    /// Who may teach a known flow.
+    pub sources: Sources,
 }
 
 impl TablePlan {
@@ -79,7 +95,7 @@ impl TablePlan {
             .next_power_of_two();
         let worthwhile = (flows_max / SHARD_FLOWS_MIN).max(1);
         let shards = wanted.min(1 << worthwhile.ilog2());
-        Self { flows_max, shards }
+        Self { flows_max, shards, endpoints_max: ENDPOINTS, sources: Sources::default() }
     }
 
     /// Room in one shard: its share and six standard deviations.
@@ -99,6 +115,8 @@ pub struct Tally {
     pub contended: u64,
     /// Flows removed to make room, before they were idle too long.
     pub evicted: u64,
+    /// Headers that a known flow's direction got from another outer source than before.
+    pub retaught: u64,
 }
 
 /// What became of a header that the load balancer sent.
@@ -115,6 +133,8 @@ pub enum Learned {
     Answered,
     /// The table is full, and nothing in reach may go: the flow was not entered.
     Full,
+    /// It came from another outer source than the flow is pinned to, and was not stored.
+    Pinned,
 }
 
 /// A value on cache lines of its own: two of 64 bytes, because the processor prefetches pairs.
@@ -129,6 +149,8 @@ pub struct FlowTable {
     hasher: KeyHasher,
     shards: Box<[OwnLines<Mutex<Shard>>]>,
     flows_max: usize,
+    sources: Sources,
+    shares: Shares,
     /// Flows in all shards. A flow is counted before it is entered, and until it is removed.
     flows: OwnLines<AtomicUsize>,
 }
@@ -148,16 +170,22 @@ impl FlowTable {
                 .map(|_| OwnLines(Mutex::new(Shard::new(shard_flows_max))))
                 .collect(),
             flows_max: plan.flows_max,
+            sources: plan.sources,
+            shares: Shares::new(plan.flows_max, plan.endpoints_max),
             flows: OwnLines(AtomicUsize::new(0)),
         }
     }
 
     /// Stores the header of a packet that the load balancer sent, for the flow and the direction
-    /// that the packet has. The newest header wins at once.
+    /// that the packet has. The newest header wins at once, unless the flow is pinned to the source
+    /// of the one before.
     ///
     /// A header whose cookie differs from the one stored for its direction begins a new flow
     /// under the same 5-tuple: the other direction's header is dropped then, unless it has the
     /// new cookie too.
+    ///
+    /// # Panics
+    /// If the endpoint's slot is none of the plan's.
     pub fn learn(
         &self,
         key: &FlowKey,
@@ -169,22 +197,56 @@ impl FlowTable {
         let hash = self.hasher.hash(key);
         let mut shard = self.lock(self.shard_of(hash), tally);
         if let Some(state) = shard.find_mut(key, hash) {
-            let was_two_way = state.is_two_way();
-            state.learn(way, header, now.secs());
-            let is_news = !was_two_way && state.is_two_way();
-            return if is_news { Learned::Answered } else { Learned::Known };
+            return match state.learn(way, header, now.secs(), self.sources) {
+                Taught::Stored => Learned::Known,
+                Taught::Answered => Learned::Answered,
+                Taught::FromElsewhere => {
+                    tally.retaught += 1;
+                    Learned::Known
+                }
+                Taught::Refused => Learned::Pinned,
+            };
         }
+        self.enter(&mut shard, (key, hash), FlowState::new(way, header, now.secs()), now, tally)
+    }
+
+    /// Enters a flow that its shard does not hold, if there is room for it or can be made.
+    #[inline(never)]
+    fn enter(
+        &self,
+        shard: &mut Shard,
+        (key, hash): (&FlowKey, u64),
+        state: FlowState,
+        now: Moment,
+        tally: &mut Tally,
+    ) -> Learned {
+        let endpoint = key.endpoint();
         let mut evicted = None;
         if !(shard.has_room() && self.count_one_more()) {
-            let Some(place) = shard.victim(now.secs()) else {
+            let newcomer = Newcomer::new(&self.shares, endpoint, now.secs());
+            let Some(place) = shard.victim(&newcomer) else {
                 return Learned::Full;
             };
             evicted = Some(shard.remove(place, &self.hasher));
             tally.evicted += 1;
         }
-        let state = FlowState::new(way, header, now.secs());
+        // Within one endpoint the count stays: a flood writes nothing that workers share.
+        let loser = evicted.map(|evicted| evicted.endpoint);
+        if loser != Some(endpoint) {
+            self.shares.entered(endpoint);
+            loser.inspect(|&loser| self.shares.left(loser));
+        }
         shard.insert(key, hash, state, &self.hasher);
         Learned::New { evicted }
+    }
+
+    /// This life of an endpoint is over: its flows make room first, go when next looked at, and do
+    /// not count against the endpoint that has its slot next. To be said once at least.
+    ///
+    /// # Panics
+    /// If the endpoint's slot is none of the plan's.
+    pub fn end(&self, endpoint: EndpointRef) {
+        self.shares.end(endpoint);
     }
 
     /// The header for a packet of the host: the last one received for its own direction, else
@@ -204,8 +266,8 @@ impl FlowTable {
     }
 
     /// Looks at the next `flows` flows of one shard and forgets those that have been idle too
-    /// long; where it stops, the next call goes on. The idle time counts from the last packet of
-    /// either direction that was learned or found.
+    /// long, and those of endpoints that have ended; where it stops, the next call goes on. The
+    /// idle time counts from the last packet of either direction that was learned or found.
     ///
     /// `removed` is called under the shard's lock and must not use the table.
     ///
@@ -221,8 +283,10 @@ impl FlowTable {
         mut removed: impl FnMut(Removed),
     ) {
         let mut gone = 0;
-        self.lock(shard, tally).expire(flows, *ttl, now.secs(), &self.hasher, |flow| {
+        let context = (&self.hasher, &self.shares);
+        self.lock(shard, tally).expire(flows, *ttl, now.secs(), context, |flow| {
             gone += 1;
+            self.shares.left(flow.endpoint);
             removed(flow);
         });
         if gone > 0 {

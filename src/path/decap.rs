@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Path;
+use super::Profile;
 use super::clamp::clamp_mss;
 use super::coalesce::FlowId;
 use super::coalesce::Piece;
@@ -45,12 +46,12 @@ pub enum Decap {
 /// Looks at bytes that may be several datagrams of one length, perhaps but the last, which the
 /// kernel has put together. Returns that length if they are: where the first one's packet ends,
 /// another one begins.
-pub fn first_of_train(bytes: &[u8]) -> Option<usize> {
-    let meta = gwlb::parse(bytes).ok()?;
+pub fn first_of_train(bytes: &[u8], profile: &Profile) -> Option<usize> {
+    let meta = gwlb::parse(bytes, profile).ok()?;
     let packet = inner::parse(&bytes[meta.header_bytes..], meta.family).ok()?;
     let first = meta.header_bytes + packet.packet_bytes;
     let second = bytes.get(first..).filter(|rest| !rest.is_empty())?;
-    gwlb::parse(second).ok().map(|_| first)
+    gwlb::parse(second, profile).ok().map(|_| first)
 }
 
 impl Path {
@@ -72,7 +73,7 @@ impl Path {
             return Decap::Done;
         }
         let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
-        let meta = match gwlb::parse(datagram) {
+        let meta = match gwlb::parse(datagram, &self.profile) {
             Ok(meta) => meta,
             Err(reason) => {
                 self.cell.drops.count(reason);
@@ -97,7 +98,7 @@ impl Path {
         plan: &mut Plan,
     ) {
         let datagram = &buffers.bytes_mut(arrived.buffer)[arrived.datagram.clone()];
-        let meta = gwlb::parse(datagram).expect("it was parsed before it was held");
+        let meta = gwlb::parse(datagram, &self.profile).expect("it was parsed before it was held");
         let slot = self.endpoints.slot_of(meta.endpoint).expect("it is held for a served endpoint");
         self.deliver(slot, &meta, arrived, now, buffers, plan);
     }
@@ -148,6 +149,9 @@ impl Path {
         let endpoint = self.endpoints.at(slot).expect("active slots are filled");
         let (header, packet) = datagram.split_at(meta.header_bytes);
         let tuple = inner::parse(packet, meta.family)?.tuple;
+        if !self.returns {
+            return Ok(self.unlearned(FlowId { slot, tuple }, meta, outer));
+        }
         let template =
             endpoint.templates.intern(header, meta.cookie_at).ok_or(DropReason::OptionSetLimit)?;
         let header = StoredHeader { template, cookie: meta.cookie, outer };
@@ -157,10 +161,19 @@ impl Path {
         }
         let (key, way) = FlowKey::new(endpoint.endpoint, &tuple);
         let whose = (&self.endpoints, endpoint);
-        if lookup::learn(&self.flows, whose, (&key, way), &header, now, &mut self.tally) {
-            Ok((flow, None, header))
-        } else {
-            Err(DropReason::FlowLimit)
-        }
+        lookup::learn(&self.flows, whose, (&key, way), &header, now, &mut self.tally)?;
+        Ok((flow, None, header))
+    }
+
+    /// What [`Self::learn`] says where nothing is returned: headers only tell what may be merged.
+    #[cold]
+    fn unlearned(
+        &mut self,
+        flow: FlowId,
+        meta: &gwlb::Meta,
+        outer: OuterPath,
+    ) -> (FlowId, Option<usize>, StoredHeader) {
+        let header = StoredHeader { cookie: meta.cookie, outer, ..StoredHeader::NONE };
+        (flow, self.coalescer.known(&flow, &header), header)
     }
 }

@@ -127,7 +127,7 @@ impl Path {
         buffers: &mut impl Buffers,
         plan: &mut Plan,
     ) {
-        let Self { endpoints, flows, tally, sends, answers, waiting, errors, .. } = self;
+        let Self { endpoints, flows, tally, sends, answers, waiting, errors, returns, .. } = self;
         let Some(endpoint) = endpoints.at(slot) else {
             // Read before the endpoint was let go, taken after.
             self.cell.drops.count(DropReason::Shutdown);
@@ -155,6 +155,10 @@ impl Path {
         let (reason, packets) = match returned {
             Ok(()) => return cell.last_seen.set(now),
             Err(Unsent::Noise) => return cell.host_noise.add(1),
+            // Nothing was remembered to return anything by.
+            Err(Unsent::Early(_) | Unsent::Dropped(DropReason::FlowUnknown, _)) if !*returns => {
+                (DropReason::NoReturn, packets)
+            }
             Err(Unsent::Early(tuple)) => {
                 let packet = &buffers.bytes_mut(frame.buffer)[packet_in(frame.frame.clone())];
                 if waiting.push(endpoint.endpoint, tuple, packet, now) {

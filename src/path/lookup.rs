@@ -23,6 +23,7 @@ use crate::flow::Learned;
 use crate::flow::StoredHeader;
 use crate::flow::Tally;
 use crate::flow::Way;
+use crate::types::DropReason;
 use crate::types::Moment;
 use crate::wire::FiveTuple;
 use crate::wire::inner;
@@ -98,13 +99,13 @@ impl Lookup<'_> {
         if let Some(tuple) = inner::later_fragments(packet) {
             let (key, way) = FlowKey::new(self.endpoint.endpoint, &tuple);
             let Self { endpoint, endpoints, flows, tally, now, .. } = self;
-            learn(flows, (endpoints, endpoint), (&key, way.opposite()), header, *now, tally);
+            let flow = (&key, way.opposite());
+            let _ = learn(flows, (endpoints, endpoint), flow, header, *now, tally);
         }
     }
 }
 
-/// Stores a header with its flow, and counts what became of flows. Returns false if the table had
-/// no room for the flow.
+/// Stores a header with its flow, and counts what became of flows. If it is not stored, says why.
 pub(super) fn learn(
     flows: &FlowTable,
     (endpoints, endpoint): (&Endpoints, &Endpoint),
@@ -112,23 +113,24 @@ pub(super) fn learn(
     header: &StoredHeader,
     now: Moment,
     tally: &mut Tally,
-) -> bool {
+) -> Result<(), DropReason> {
     match flows.learn(key, way, header, now, tally) {
-        Learned::Known => true,
+        Learned::Known => Ok(()),
         Learned::Answered => {
             // Later fragments have no two ways: one side of theirs may be this host's doing.
             if key.kind().has_ports() {
                 endpoint.cell.answered_flows.add(1);
             }
-            true
+            Ok(())
         }
         Learned::New { evicted } => {
             endpoint.cell.flows_added.count(key.kind());
             if let Some(evicted) = evicted {
                 count_removed(endpoints, evicted);
             }
-            true
+            Ok(())
         }
-        Learned::Full => false,
+        Learned::Full => Err(DropReason::FlowLimit),
+        Learned::Pinned => Err(DropReason::SourcePinned),
     }
 }

@@ -62,6 +62,7 @@ use crate::types::Offload;
 use crate::types::OuterPath;
 use crate::types::TcpSegmentMax;
 use crate::wire::gso::Transport;
+pub use crate::wire::gwlb::Profile;
 
 /// Jobs that a plan must have room for, so that [`Path::has_room`] holds for an empty one: a frame
 /// for every flow of the batch, and a send for every segment of a frame. (Where each segment is a
@@ -81,6 +82,8 @@ pub struct Path {
     tally: Tally,
     ttl: Ttl,
     clamp_mss: Option<TcpSegmentMax>,
+    profile: Profile,
+    returns: bool,
     coalescer: Coalescer,
     sends: Sends,
     answers: Answers,
@@ -119,8 +122,27 @@ impl Path {
             tally: Tally::default(),
             ttl: Ttl { tcp_secs: 350, other_secs: 120 },
             clamp_mss: None,
+            profile: Profile::AWS,
+            returns: true,
             last_drop: None,
         }
+    }
+
+    /// The path for the datagrams of another load balancer than AWS's.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// Whose load balancer sends.
+    pub const fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// A path that returns nothing, and so remembers no flow; unless `returns`.
+    #[must_use]
+    pub fn with_returns(self, returns: bool) -> Self {
+        Self { returns, ..self }
     }
 
     /// Whether so many more datagrams, or one more frame, find room in a plan beside what is open.
@@ -211,6 +233,7 @@ impl Path {
     /// so that it must be announced anew.
     pub fn detach(&mut self, endpoint: EndpointRef) -> Option<EndpointId> {
         self.coalescer.forget_last();
+        self.flows.end(endpoint);
         self.endpoints.detach(endpoint)
     }
 
@@ -285,6 +308,7 @@ impl Path {
         if tally != Tally::default() {
             self.cell.flow_lock_contended.add(tally.contended);
             self.cell.flows_evicted.add(tally.evicted);
+            self.cell.flows_retaught.add(tally.retaught);
         }
     }
 }

@@ -13,6 +13,7 @@ use super::plan::Span;
 use super::plan::Target;
 use super::*;
 use crate::flow::HashSeed;
+use crate::flow::Sources;
 use crate::flow::TablePlan;
 use crate::flow::Templates;
 use crate::stats::EndpointCell;
@@ -125,6 +126,14 @@ impl Bench {
         }
     }
 
+    /// An endpoint is served, and this is changed about the path.
+    fn changed(change: impl FnOnce(Path) -> Path) -> Self {
+        let Self { path, plan, buffers, worker, endpoint } = Self::new();
+        let mut bench = Self { path: change(path), plan, buffers, worker, endpoint };
+        bench.attach();
+        bench
+    }
+
     fn attached() -> Self {
         Self::with(Offload::ALL)
     }
@@ -208,6 +217,73 @@ fn the_newest_header_wins() {
     bench.read(&frame(&ANSWER), Side::Gwo);
     let expected = [&header(*b"new!")[..], &ANSWER].concat();
     assert_eq!(bench.planned(), (Target::Outer(outer(60_001)), expected));
+}
+
+#[test]
+fn a_header_from_another_source_is_counted_or_refused() {
+    let elsewhere = OuterPath { remote: Ipv4Addr::new(10, 9, 0, 3), ..outer(60_000) };
+    for (sources, retaught, refused) in [(Sources::Any, 1, 0), (Sources::Pinned, 0, 1)] {
+        let plan = TablePlan { sources, ..TablePlan::new(1000, 1) };
+        let flows = Arc::new(FlowTable::new(plan, HashSeed::fixed(1)));
+        let mut bench = Bench::changed(|path| Path { flows, ..path });
+        bench.arrive(&datagram(*b"abcd"), outer(60_000));
+        bench.plan.clear();
+        bench.arrive(&datagram(*b"evil"), elsewhere);
+        assert_eq!(bench.plan.is_empty(), refused == 1);
+        bench.plan.clear();
+        bench.read(&frame(&ANSWER), Side::Gwo);
+        let expected = if refused == 1 { outer(60_000) } else { elsewhere };
+        assert_eq!(bench.planned().0, Target::Outer(expected));
+        bench.path.publish();
+        assert_eq!(bench.worker.flows_retaught.get(), retaught);
+        assert_eq!(bench.endpoint.decap_drops.get(DropReason::SourcePinned), refused);
+    }
+}
+
+#[test]
+fn where_nothing_returns_packets_go_in_and_no_flow_is_known() {
+    let mut bench = Bench::changed(|path| path.with_returns(false));
+    for number in 0..100 {
+        // More different headers than an endpoint has templates for, which are not needed.
+        let mut datagram = datagram(*b"abcd");
+        datagram[7] = number;
+        bench.arrive(&datagram, outer(60_000));
+        assert_eq!(bench.planned(), (Target::Gwi(None), frame(&PACKET)));
+    }
+    bench.read(&frame(&ANSWER), Side::Gwi);
+    assert!(bench.plan.is_empty());
+    assert_eq!(bench.endpoint.encap_drops.get(DropReason::NoReturn), 1);
+    assert_eq!(bench.endpoint.decap_drops.get(DropReason::OptionSetLimit), 0);
+    assert_eq!(bench.endpoint.flows_added.get(FlowKind::V4Udp), 0);
+}
+
+#[test]
+fn a_path_takes_the_options_of_its_profile() {
+    let mut theirs = datagram(*b"abcd");
+    for at in [8, 20, 32] {
+        theirs[at..at + 2].copy_from_slice(&[0x01, 0x67]);
+    }
+    let mut bench = Bench::changed(|path| path.with_profile(Profile::TENCENT));
+    bench.arrive(&theirs, outer(60_000));
+    assert_eq!(bench.planned(), (Target::Gwi(None), frame(&PACKET)));
+    bench.read(&frame(&ANSWER), Side::Gwo);
+    let expected = [&theirs[..40], &ANSWER].concat();
+    assert_eq!(bench.planned(), (Target::Outer(outer(60_000)), expected));
+    bench.arrive(&datagram(*b"abcd"), outer(60_000));
+    assert!(bench.plan.is_empty());
+    assert_eq!(bench.worker.drops.get(DropReason::OptionMissing), 1);
+}
+
+#[test]
+fn the_flows_of_a_detached_endpoint_make_room() {
+    let flows = Arc::new(FlowTable::new(TablePlan::new(1, 1), HashSeed::fixed(1)));
+    let table = Arc::clone(&flows);
+    let mut bench = Bench::changed(|path| Path { flows, ..path });
+    bench.arrive(&datagram(*b"abcd"), outer(60_000));
+    bench.path.closing(LIFE);
+    assert_eq!(bench.path.detach(LIFE), None);
+    bench.path.expire(10, NOW);
+    assert!(table.is_empty(), "as young as it is");
 }
 
 #[test]

@@ -207,6 +207,8 @@ pub struct WorkerCell {
     pub flow_lock_contended: Counter,
     /// Flows removed to make room, before they were idle.
     pub flows_evicted: Counter,
+    /// Headers that a known flow's direction got from another outer source than before.
+    pub flows_retaught: Counter,
     /// Completions for an operation that had already ended: always 0 unless there is a bug.
     pub stray_completions: Counter,
 }

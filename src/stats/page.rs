@@ -35,6 +35,8 @@ pub struct Page {
     pub tcp_idle: Duration,
     /// Time after which any other idle flow is forgotten.
     pub other_idle: Duration,
+    /// Whether nothing is returned to the load balancer: there is no `gwo`, and there are no flows.
+    pub no_return: bool,
     /// Which packets are handled as one.
     pub offload: Offload,
     /// By which instructions checksums are added up.
@@ -180,6 +182,18 @@ impl Page {
         ]
     }
 
+    /// What all workers had to do about flows, by name: those removed to make room, and headers
+    /// that a known flow got from another outer source than before.
+    pub fn flow_events(&self) -> [(&'static str, u64); 2] {
+        let sum = |count: fn(&WorkerSnapshot) -> u64| {
+            self.workers.iter().map(|worker| count(&worker.counters)).sum()
+        };
+        [
+            ("flowsEvicted", sum(|counters| counters.flows_evicted)),
+            ("flowsRetaught", sum(|counters| counters.flows_retaught)),
+        ]
+    }
+
     /// Packets that came back to another worker than their own: no fewer than this.
     pub fn foreign(&self) -> u64 {
         self.endpoints.iter().map(|endpoint| endpoint.counters.foreign).sum()
@@ -238,6 +252,8 @@ pub(super) mod tests {
         let worker = crate::stats::WorkerCell::default();
         worker.datagrams.count(1540);
         worker.receives.add(7);
+        worker.flows_evicted.add(8);
+        worker.flows_retaught.add(9);
         worker.drops.add(DropReason::Short, 3);
         worker.drops.add(DropReason::TunFull, 1);
         Page {
@@ -250,6 +266,7 @@ pub(super) mod tests {
             tcp_idle: Duration::from_secs(350),
             other_idle: Duration::from_mins(2),
             offload: Offload { tun_uso: false, ..Offload::ALL },
+            no_return: false,
             checksum: "avx2".to_owned(),
             steering: Some(SteeringRow {
                 receive: "outer",

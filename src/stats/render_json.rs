@@ -11,9 +11,9 @@
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
 //! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`,
-//! `socketDrops`, `offload` and `steering` (null with one worker) at the top, `decapDrops` and
-//! `encapDrops` in each
-//! endpoint. Drops are objects of reason and count; only reasons that occurred are listed.
+//! `socketDrops`, `flowsEvicted`, `flowsRetaught`, `offload` and `steering` (null with one worker)
+//! at the top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and
+//! count; only reasons that occurred are listed.
 
 use std::time::Duration;
 
@@ -47,8 +47,17 @@ pub fn render_v3_2(page: &Page) -> String {
 
 fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
     let threads: Vec<Value> = page.workers.iter().enumerate().map(udp_thread).collect();
-    let enis: Vec<Value> = page.endpoints.iter().map(|endpoint| eni(page, endpoint)).collect();
-    json!({
+    let enis = page.endpoints.iter().map(|endpoint| {
+        let mut row = eni(page, endpoint);
+        if page.no_return
+            && let Value::Object(row) = &mut row
+        {
+            row.retain(|key, _| key != "tunnelOut" && !key.contains("FlowCache"));
+        }
+        row
+    });
+    let enis: Vec<Value> = enis.collect();
+    let mut document = json!({
         "drops": drops(&page.drops()),
         "enis": enis,
         "healthy": page.healthy,
@@ -60,7 +69,11 @@ fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
         "udp": { "UDPPacketReceiver": { "portNumber": GENEVE_PORT, "threads": threads } },
         "version": page.version,
         "warnings": page.warnings,
-    })
+    });
+    for (name, count) in page.flow_events() {
+        document[name] = count.into();
+    }
+    document
 }
 
 fn offload(page: &Page) -> Value {
@@ -229,7 +242,7 @@ mod tests {
             r#"["size",3],["timedOut",2],"idleTimeoutSecs",350],"#,
             r#""v6FlowCache":[["cacheName","IPv6 Flow Cache for ENI 00123456789abcdef"],"#,
             r#"["size",31],["timedOut",18],"idleTimeoutSecs",350]}],"#,
-            r#""healthy":false,"hookFailures":6,"#,
+            r#""flowsEvicted":8,"flowsRetaught":9,"healthy":false,"hookFailures":6,"#,
             r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
@@ -276,7 +289,7 @@ mod tests {
             r#""v6FlowCacheUdp":{"#,
             r#""cacheName":"IPv6 UDP Flow Cache for GWLBe vpce-00123456789abcdef","#,
             r#""idleTimeoutSecs":120,"size":11,"timedOut":6}}],"#,
-            r#""healthy":false,"hookFailures":6,"#,
+            r#""flowsEvicted":8,"flowsRetaught":9,"healthy":false,"hookFailures":6,"#,
             r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
@@ -291,6 +304,15 @@ mod tests {
             r#""warnings":["an endpoint was refused"]}"#,
         );
         assert_eq!(render_v3_2(&sample()), expected);
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_returns_where_nothing_does() {
+        let page = Page { no_return: true, ..sample() };
+        for text in [render(&page), render_v3_2(&page)] {
+            assert!(text.contains(r#""tunnelIn":{"#), "{text}");
+            assert!(!text.contains("tunnelOut") && !text.contains("FlowCache"), "{text}");
+        }
     }
 
     #[test]

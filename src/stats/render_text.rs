@@ -100,13 +100,21 @@ fn write_offload(out: &mut String, page: &Page) -> fmt::Result {
     for (name, count) in page.operations() {
         write!(out, " {name} {count}")?;
     }
+    writeln!(out)?;
+    write!(out, "Flow table:")?;
+    for (name, count) in page.flow_events() {
+        write!(out, " {name} {count}")?;
+    }
     writeln!(out)
 }
 
 fn write_endpoint(out: &mut String, page: &Page, endpoint: &EndpointRow) -> fmt::Result {
     writeln!(out, "Handler for ENI {}", endpoint.id)?;
-    for side in Side::BOTH {
+    for &side in Side::of_endpoint(!page.no_return) {
         write_link(out, page, endpoint, side)?;
+    }
+    if page.no_return {
+        return Ok(());
     }
     for (family, kinds) in [("IPv4", &FlowKind::V4), ("IPv6", &FlowKind::V6)] {
         write_cache(out, &cache_name(family, endpoint.id), endpoint, kinds, page.tcp_idle)?;
@@ -127,8 +135,11 @@ fn write_endpoint_v3_2(out: &mut String, page: &Page, endpoint: &EndpointRow) ->
         counters.decap_drops.total(),
         Span(endpoint.quiet_to_gwi),
     )?;
-    for side in Side::BOTH {
+    for &side in Side::of_endpoint(!page.no_return) {
         write_link(out, page, endpoint, side)?;
+    }
+    if page.no_return {
+        return Ok(());
     }
     for kind in FlowKind::ALL {
         let name = cache_name_v3_2(kind, endpoint.id);
@@ -252,6 +263,7 @@ mod tests {
              just timed out (idle timeout is 350 seconds).\n\
              Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
              avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
+             Flow table: flowsEvicted 8 flowsRetaught 9\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              Dropped by Linux at the receive sockets: 8.\n\
@@ -302,6 +314,7 @@ mod tests {
              of which 6 were just timed out (idle timeout is 120 seconds).\n\
              Offloads: udp-gro udp-gso tun-tso tcp-coalescing udp-coalescing; checksums by \
              avx2. gwiWrites 0 receives 7 sends 0 tunReads 0 udpGroPaused 0\n\
+             Flow table: flowsEvicted 8 flowsRetaught 9\n\
              Steering: datagrams by outer path, of which there are 3; queues by program; \
              3 packets at another worker than their own.\n\
              Dropped by Linux at the receive sockets: 8.\n\
@@ -312,6 +325,15 @@ mod tests {
              \n\
              </body></html>"
         );
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_returns_where_nothing_does() {
+        let page = Page { no_return: true, ..sample() };
+        for text in [render(&page), render_v3_2(&page)] {
+            assert!(text.contains("Interface gwi-887epl1uMf:"), "{text}");
+            assert!(!text.contains("gwo-") && !text.contains("Flow Cache"), "{text}");
+        }
     }
 
     #[test]

@@ -229,6 +229,8 @@ pub struct WorkerSnapshot {
     pub flow_lock_contended: u64,
     /// See [`WorkerCell::flows_evicted`].
     pub flows_evicted: u64,
+    /// See [`WorkerCell::flows_retaught`].
+    pub flows_retaught: u64,
     /// See [`WorkerCell::stray_completions`].
     pub stray_completions: u64,
 }
@@ -262,6 +264,7 @@ impl From<&WorkerCell> for WorkerSnapshot {
             outer_paths: live.outer_paths.get(),
             flow_lock_contended: live.flow_lock_contended.get(),
             flows_evicted: live.flows_evicted.get(),
+            flows_retaught: live.flows_retaught.get(),
             stray_completions: live.stray_completions.get(),
         }
     }

@@ -76,8 +76,12 @@ drop_reasons! {
     FlowUnknown => "flow_unknown",
     /// A later fragment from the host did not see its packet's first one in time.
     FragmentUnmatched => "fragment_unmatched",
+    /// A packet from the host, with nothing to be returned.
+    NoReturn => "no_return",
     /// The flow table is full and nothing in reach may be evicted.
     FlowLimit => "flow_limit",
+    /// The flow is pinned to another outer source address.
+    SourcePinned => "source_pinned",
     /// The TUN queue took no more.
     TunFull => "tun_full",
     /// The TUN link is down or gone.

@@ -22,6 +22,11 @@ impl Side {
     /// Both sides, `gwi` first.
     pub const BOTH: [Self; 2] = [Self::Gwi, Self::Gwo];
 
+    /// The links that an endpoint has: without `gwo` where nothing is returned.
+    pub const fn of_endpoint(returns: bool) -> &'static [Self] {
+        if returns { &Self::BOTH } else { &[Self::Gwi] }
+    }
+
     /// 0 for `gwi`, 1 for `gwo`.
     pub const fn index(self) -> usize {
         match self {
@@ -46,6 +51,9 @@ pub struct LinkName {
 }
 
 impl LinkName {
+    /// What stands where there is no link.
+    const NONE: Self = Self { bytes: *b"none\0\0\0\0\0\0\0\0\0\0\0", len: 4 };
+
     /// The name of one side of an endpoint: 4 bytes of prefix and up to 11 digits.
     pub fn of(id: EndpointId, side: Side) -> Self {
         let mut digits = [0_u8; 11];
@@ -64,6 +72,13 @@ impl LinkName {
         bytes[..4].copy_from_slice(side.prefix());
         bytes[4..4 + count].copy_from_slice(&digits[first..]);
         Self { bytes, len: u8::try_from(4 + count).expect("at most 15") }
+    }
+
+    /// The names of both links of an endpoint; where nothing is returned, the second one is that of
+    /// none, as hooks know it from the reference program.
+    pub fn of_endpoint(id: EndpointId, returns: bool) -> [Self; 2] {
+        let [gwi, gwo] = Side::BOTH.map(|side| Self::of(id, side));
+        [gwi, if returns { gwo } else { Self::NONE }]
     }
 
     /// The name as text.
@@ -109,6 +124,16 @@ mod tests {
             assert_eq!(LinkName::of(id, Side::Gwi).as_str(), format!("gwi-{digits}"));
             assert_eq!(LinkName::of(id, Side::Gwo).as_str(), format!("gwo-{digits}"));
         }
+    }
+
+    #[test]
+    fn where_nothing_returns_there_is_one_link() {
+        let id = EndpointId(1);
+        let names = |returns| LinkName::of_endpoint(id, returns).map(|name| name.to_string());
+        assert_eq!(names(true), ["gwi-1", "gwo-1"]);
+        assert_eq!(names(false), ["gwi-1", "none"]);
+        assert_eq!(Side::of_endpoint(true), Side::BOTH);
+        assert_eq!(Side::of_endpoint(false), [Side::Gwi]);
     }
 
     #[test]

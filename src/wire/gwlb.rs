@@ -15,6 +15,9 @@
 //!  └───────┴────────────┴─────────┴────────────┴─────────┴────────────┴───────┴──────────
 //! ```
 //!
+//! Tencent Cloud's load balancer sends the same under a class of its own: a [`Profile`] says whose
+//! it is. (Its cookie is three bits of direction before 29 of identity, which is nothing to us.)
+//!
 //! This is the only layout ever captured, and [`parse`] recognises it by comparing words. Any
 //! other layout that says the same is understood by a walk over the options: all three are
 //! required, in any order, with exactly these lengths, once each. Options that nobody here knows
@@ -35,8 +38,6 @@ use crate::wire::geneve::OptionType;
 /// Bytes of the header that a load balancer sends.
 pub const USUAL_HEADER_BYTES: usize = 40;
 
-/// Option class of AWS (IANA, "Geneve Option Class": Amazon.com, Inc.).
-const CLASS: OptionClass = OptionClass(0x0108);
 const ENDPOINT: OptionType = OptionType(1);
 const ATTACHMENT: OptionType = OptionType(2);
 const COOKIE: OptionType = OptionType(3);
@@ -47,6 +48,29 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Where the values of the usual header stand.
 const USUAL_COOKIE_AT: usize = 36;
+
+/// Whose load balancer sends: what its options look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    class: OptionClass,
+    /// How each option begins in the usual header: class, type, words.
+    heads: [[u8; 4]; 3],
+}
+
+impl Profile {
+    /// Amazon Web Services (IANA, "Geneve Option Class": Amazon.com, Inc.).
+    pub const AWS: Self = Self::of_class(0x0108);
+
+    /// Tencent Cloud, by its documentation.
+    pub const TENCENT: Self = Self::of_class(0x0167);
+
+    const fn of_class(class: u16) -> Self {
+        let [high, low] = class.to_be_bytes();
+        let heads =
+            [[high, low, ENDPOINT.0, 2], [high, low, ATTACHMENT.0, 2], [high, low, COOKIE.0, 1]];
+        Self { class: OptionClass(class), heads }
+    }
+}
 
 /// What a datagram of the load balancer says, as values and offsets: nobody parses it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +89,8 @@ pub struct Meta {
     pub family: Family,
 }
 
-/// Understands a UDP payload that came in on the GENEVE port.
+/// Understands a UDP payload that came in on the GENEVE port, sent by whose load balancer `profile`
+/// says.
 ///
 /// # Errors
 /// The reason to drop it, the first that holds of
@@ -81,15 +106,15 @@ pub struct Meta {
 /// [`CriticalOptionUnknown`](DropReason::CriticalOptionUnknown);
 /// then [`OptionMissing`](DropReason::OptionMissing), and
 /// [`InnerTruncated`](DropReason::InnerTruncated) if nothing follows the header.
-pub fn parse(datagram: &[u8]) -> Result<Meta, DropReason> {
-    match parse_usual(datagram) {
+pub fn parse(datagram: &[u8], profile: &Profile) -> Result<Meta, DropReason> {
+    match parse_usual(datagram, profile) {
         Some(meta) => Ok(meta),
-        None => parse_any_layout(datagram),
+        None => parse_any_layout(datagram, profile.class),
     }
 }
 
 /// Recognises the usual header; nothing means "look closer", not "drop".
-fn parse_usual(datagram: &[u8]) -> Option<Meta> {
+fn parse_usual(datagram: &[u8], profile: &Profile) -> Option<Meta> {
     let (header, inner) = datagram.split_first_chunk::<USUAL_HEADER_BYTES>()?;
     // Version 0, 8 words of options, neither O nor C.
     let family = match header.first_chunk()? {
@@ -103,9 +128,9 @@ fn parse_usual(datagram: &[u8]) -> Option<Meta> {
     let (attachment_head, options) = options.split_first_chunk()?;
     let (attachment, options) = options.split_first_chunk()?;
     let (cookie_head, cookie) = options.split_first_chunk()?;
-    let is_usual = *endpoint_head == [0x01, 0x08, 0x01, 0x02]
-        && *attachment_head == [0x01, 0x08, 0x02, 0x02]
-        && *cookie_head == [0x01, 0x08, 0x03, 0x01]
+    let is_usual = *endpoint_head == profile.heads[0]
+        && *attachment_head == profile.heads[1]
+        && *cookie_head == profile.heads[2]
         && !inner.is_empty();
     is_usual.then_some(Meta {
         endpoint: EndpointId(u64::from_be_bytes(*endpoint)),
@@ -119,7 +144,7 @@ fn parse_usual(datagram: &[u8]) -> Option<Meta> {
 
 /// Walks over whatever options there are.
 #[cold]
-fn parse_any_layout(datagram: &[u8]) -> Result<Meta, DropReason> {
+fn parse_any_layout(datagram: &[u8], class: OptionClass) -> Result<Meta, DropReason> {
     let packet = geneve::Packet::new_checked(datagram)?;
     if packet.is_oam() {
         return Err(DropReason::Oam);
@@ -134,10 +159,10 @@ fn parse_any_layout(datagram: &[u8]) -> Result<Meta, DropReason> {
     let mut cookie = None;
     for option in packet.options() {
         let option = option?;
-        match (option.class, option.kind) {
-            (CLASS, ENDPOINT) => put_once(&mut endpoint, exactly(option.data)?)?,
-            (CLASS, ATTACHMENT) => put_once(&mut attachment, exactly(option.data)?)?,
-            (CLASS, COOKIE) => put_once(&mut cookie, (exactly(option.data)?, option.data_at))?,
+        match (option.class == class, option.kind) {
+            (true, ENDPOINT) => put_once(&mut endpoint, exactly(option.data)?)?,
+            (true, ATTACHMENT) => put_once(&mut attachment, exactly(option.data)?)?,
+            (true, COOKIE) => put_once(&mut cookie, (exactly(option.data)?, option.data_at))?,
             (_, kind) if kind.is_critical() => return Err(DropReason::CriticalOptionUnknown),
             _ => {}
         }
@@ -194,7 +219,7 @@ impl From<&Meta> for Repr {
 }
 
 impl Repr {
-    /// The header as a load balancer sends it, VNI 0.
+    /// The header as AWS's load balancer sends it, VNI 0.
     pub fn emit(&self) -> [u8; USUAL_HEADER_BYTES] {
         let mut header = [0; USUAL_HEADER_BYTES];
         let fixed = geneve::Repr {
@@ -215,7 +240,7 @@ impl Repr {
             (ATTACHMENT, &self.attachment.to_be_bytes()[..]),
             (COOKIE, &self.cookie[..]),
         ] {
-            let class = CLASS;
+            let class = Profile::AWS.class;
             end += OptionRepr { class, kind, data }.emit(&mut header[end..]);
         }
         header

@@ -87,12 +87,13 @@ impl Worker {
 
     /// What has been received into a buffer.
     fn look_at(&mut self, buffer: BufferId, filled: usize) -> Option<Received> {
+        let profile = self.path.profile();
         let bytes = &self.driver.bytes_mut(buffer)[..filled];
         let mut received = received::parse(bytes)?;
         if self.trains_left_bytes > 0
             && self.now < self.trains_until
             && received.count() == 1
-            && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()])
+            && let Some(first) = path::first_of_train(&bytes[received.bytes.clone()], profile)
         {
             received.datagram_bytes = first;
         }

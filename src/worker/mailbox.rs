@@ -55,9 +55,10 @@ pub struct Attachment {
     pub templates: Arc<Templates>,
     /// This worker's counters for the endpoint.
     pub cell: Arc<EndpointCell>,
-    /// This worker's queue of `gwi` and of `gwo`, in the order of [`Side::BOTH`]. The worker
-    /// registers them with its ring and lets go of the `Arc`; the netdev thread closes them.
-    pub queues: [Arc<OwnedFd>; 2],
+    /// This worker's queue of `gwi` and, where packets are returned, of `gwo`, in the order of
+    /// [`Side::BOTH`]. The worker registers them with its ring and lets go of the `Arc`; the netdev
+    /// thread closes them.
+    pub queues: ArrayVec<Arc<OwnedFd>, 2>,
 }
 
 /// What may change while the program runs. Everything else is fixed at start.

@@ -121,6 +121,10 @@ pub struct WorkerParts {
     pub receiver: Arc<OwnedFd>,
     /// What may leave together.
     pub offload: Offload,
+    /// Whose load balancer sends.
+    pub profile: path::Profile,
+    /// Whether packets of the host go back to it.
+    pub returns: bool,
     /// Messages from control.
     pub commands: Receiver<Command>,
     /// What control notifies after leaving a message.
@@ -253,7 +257,9 @@ impl Worker {
                 endpoints_max,
                 (id.index(), workers),
                 offload,
-            ),
+            )
+            .with_profile(parts.profile)
+            .with_returns(parts.returns),
             plan: Plan::new(JOBS_MAX, SPANS_PLANNED_MAX),
             queues: Queues::new(endpoints_max),
             senders: Senders::new(plan.senders_max, plan.tun.count / 2, JOBS_MAX),

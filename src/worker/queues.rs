@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
@@ -33,7 +34,8 @@ const FRAMES_UNREAD_MAX: u32 = 2048;
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) endpoint: EndpointRef,
-    fds: [Arc<OwnedFd>; 2],
+    /// Without `gwo` where nothing is returned.
+    fds: ArrayVec<Arc<OwnedFd>, 2>,
     reads: [Stream; 2],
     /// Which of the queues stand in [`Queues::readable`].
     readable: [bool; 2],
@@ -44,7 +46,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// A queue's file, for a read outside the ring.
+    /// A queue's file, for a read outside the ring. There must be that queue.
     pub(super) fn fd(&self, side: Side) -> BorrowedFd<'_> {
         self.fds[side.index()].as_fd()
     }
@@ -52,7 +54,8 @@ impl Pair {
     /// Whether no frame waits in a queue that somebody reads. The queue of a deleted link says
     /// `POLLERR` from then on; no frame will come out of it, and none must be waited for.
     fn is_empty(&self) -> bool {
-        let mut fds = Side::BOTH.map(|side| PollFd::new(self.fd(side), PollFlags::POLLIN));
+        let fds = self.fds.iter().map(AsFd::as_fd);
+        let mut fds: ArrayVec<_, 2> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         if nix::poll::poll(&mut fds, PollTimeout::ZERO).is_err() {
             // That tells nothing: look again next turn.
             return false;
@@ -104,8 +107,9 @@ impl Queues {
 
     /// Takes a pair whose files are registered. Its reads start with the next
     /// [`Self::arm_idle`].
-    pub(super) fn attach(&mut self, endpoint: EndpointRef, fds: [Arc<OwnedFd>; 2]) {
-        let pair = Pair {
+    pub(super) fn attach(&mut self, endpoint: EndpointRef, fds: ArrayVec<Arc<OwnedFd>, 2>) {
+        let sides = Side::of_endpoint(fds.is_full());
+        let mut pair = Pair {
             endpoint,
             fds,
             reads: [Stream::default(); 2],
@@ -114,8 +118,12 @@ impl Queues {
             frames_unread: 0,
             detaching: false,
         };
+        for read in &mut pair.reads[sides.len()..] {
+            // It is not with the kernel: there is nothing to cancel.
+            let _ = read.stop();
+        }
         self.pairs[endpoint.slot.index()] = Some(pair);
-        self.idle.extend(Side::BOTH.map(|side| (endpoint.slot, side)));
+        self.idle.extend(sides.iter().map(|&side| (endpoint.slot, side)));
     }
 
     /// Starts every read that is not with the kernel. Where buffers are short the first ones get
@@ -333,7 +341,7 @@ mod tests {
     fn a_pair_is_pressed_until_both_queues_were_seen_empty() {
         let [(gwi_host, gwi), (gwo_host, gwo)] = [queue(), queue()];
         let mut queues = Queues::new(4);
-        queues.attach(LIFE, [Arc::clone(&gwi), Arc::clone(&gwo)]);
+        queues.attach(LIFE, [Arc::clone(&gwi), Arc::clone(&gwo)].into());
         for (host, ours) in [(&gwi_host, &gwi), (&gwo_host, &gwo)] {
             press(&mut queues);
             host.send(b"frame").unwrap();
@@ -344,10 +352,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_may_lack_the_queue_of_packets_that_return() {
+        let (host, gwi) = queue();
+        let mut queues = Queues::new(4);
+        queues.attach(LIFE, [Arc::clone(&gwi)].into_iter().collect());
+        press(&mut queues);
+        host.send(b"frame").unwrap();
+        assert!(queues.is_pressed());
+        nix::unistd::read(&gwi, &mut [0; 8]).unwrap();
+        assert!(!queues.is_pressed());
+        assert_eq!(queues.idle, [(LIFE.slot, Side::Gwi)]);
+        let pair = queues.at(LIFE.slot).unwrap();
+        assert!(pair.reads[Side::Gwo.index()].is_stopped(), "nothing to wait for at the end");
+    }
+
+    #[test]
     fn a_queue_whose_link_is_gone_presses_nobody() {
         let (_host, gwi) = queue();
         let mut queues = Queues::new(4);
-        queues.attach(LIFE, [gwi, dead_queue()]);
+        queues.attach(LIFE, [gwi, dead_queue()].into());
         press(&mut queues);
         assert!(!queues.is_pressed(), "the worker would never receive again");
     }

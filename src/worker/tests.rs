@@ -20,6 +20,7 @@ use super::*;
 use crate::flow::HashSeed;
 use crate::flow::TablePlan;
 use crate::flow::Templates;
+use crate::path::Profile;
 use crate::path::plan::Span;
 use crate::path::plan::Transport;
 use crate::stats::EndpointCell;
@@ -137,6 +138,8 @@ impl Bench {
                 allowed: None,
             })),
             sources: None,
+            profile: Profile::AWS,
+            returns: true,
             flows: Arc::new(FlowTable::new(TablePlan::new(1000, 1), HashSeed::fixed(1))),
             cell: Arc::default(),
         };
@@ -169,7 +172,7 @@ impl Bench {
             endpoint: life(slot),
             templates: Arc::new(Templates::default()),
             cell: Arc::clone(&cell),
-            queues: [Arc::new(our_gwi.into()), Arc::new(our_gwo.into())],
+            queues: [our_gwi, our_gwo].map(|ours| Arc::new(ours.into())).into(),
         };
         self.commands.post(Command::Attach(Box::new(attachment))).unwrap();
         Hosts { cell, queues: [gwi, gwo] }

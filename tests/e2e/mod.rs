@@ -10,6 +10,7 @@
 //! | [`fault_uplink`] | the way to the load balancer lost and restored |
 //! | [`faults`] | descriptors, locked memory, cores, clocks, standing still |
 //! | [`cases`] | datagrams that a person wrote down, in `tests/cases/` |
+//! | [`flows`] | whose flows stay in a full table, who may teach one, other clouds, no way back |
 //! | [`headers`] | which GENEVE header a packet returns in |
 //! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
 //! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
@@ -44,6 +45,7 @@ mod edges;
 mod fault_links;
 mod fault_uplink;
 mod faults;
+mod flows;
 mod headers;
 mod health;
 mod hooks;

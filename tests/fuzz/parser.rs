@@ -14,7 +14,7 @@ use crate::oracle::Flow;
 
 pub(crate) fn run(datagram: &[u8]) {
     agree(datagram);
-    if let Some(first) = first_of_train(datagram) {
+    if let Some(first) = first_of_train(datagram, &gwlb::Profile::AWS) {
         let delivery = oracle::decide(datagram).expect("what begins a train can be delivered");
         assert_eq!(first, delivery.header.len() + delivery.packet_bytes);
         assert!(first < datagram.len());
@@ -23,7 +23,7 @@ pub(crate) fn run(datagram: &[u8]) {
 
 /// Requires that the program's parsers and the oracle say the same of a datagram.
 pub(crate) fn agree(datagram: &[u8]) {
-    let parsed = gwlb::parse(datagram).and_then(|meta| {
+    let parsed = gwlb::parse(datagram, &gwlb::Profile::AWS).and_then(|meta| {
         let inner = inner::parse(&datagram[meta.header_bytes..], meta.family)?;
         Ok((meta, inner))
     });

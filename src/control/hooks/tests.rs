@@ -39,6 +39,7 @@ fn request(command: &str) -> HookRequest {
         action: HookAction::Create,
         command: HookCommand::Shell(command.into()),
         id: EndpointId(0x0123_4567_89ab_cdef),
+        returns: true,
     }
 }
 

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::flow::TemplateId;
 use crate::flow::Templates;
+use crate::flow::shard::CANDIDATES_MAX;
 use crate::types::EndpointRef;
 use crate::types::EndpointSlot;
 use crate::types::FlowKind;
@@ -59,7 +60,11 @@ fn kind(tuple: &FiveTuple) -> FlowKind {
 }
 
 fn key(family: Family, number: u32) -> (FlowKey, Way) {
-    FlowKey::new(endpoint(1, 1), &tuple(family, number))
+    key_of(endpoint(1, 1), family, number)
+}
+
+fn key_of(endpoint: EndpointRef, family: Family, number: u32) -> (FlowKey, Way) {
+    FlowKey::new(endpoint, &tuple(family, number))
 }
 
 fn header(cookie: u32) -> StoredHeader {
@@ -75,7 +80,7 @@ fn header(cookie: u32) -> StoredHeader {
 }
 
 fn table(flows_max: usize, shards: usize) -> FlowTable {
-    FlowTable::new(TablePlan { flows_max, shards }, SEED)
+    FlowTable::new(TablePlan { shards, ..TablePlan::new(flows_max, 1) }, SEED)
 }
 
 /// Enters flow `number` as the load balancer does with one packet each way.
@@ -114,6 +119,8 @@ fn expire_all(table: &FlowTable, now: Moment, mut removed: impl FnMut(Removed)) 
 #[derive(Default)]
 struct Model {
     flows: HashMap<(EndpointRef, FiveTuple), ModelFlow>,
+    /// The latest life that has had a flow: those before it have ended.
+    generation: u32,
 }
 
 struct ModelFlow {
@@ -138,6 +145,7 @@ impl Model {
     ) -> bool {
         let name = self.name(endpoint, tuple);
         let is_new = !self.flows.contains_key(&name);
+        self.generation = endpoint.generation.0;
         let flow = self
             .flows
             .entry(name)
@@ -167,7 +175,8 @@ impl Model {
         let mut removed = Vec::new();
         self.flows.retain(|(endpoint, tuple), flow| {
             let ttl_secs = if tuple.protocol == 6 { 350 } else { 120 };
-            let stays = now_secs <= flow.seen_secs + ttl_secs;
+            let has_ended = endpoint.generation.0 < self.generation;
+            let stays = now_secs <= flow.seen_secs + ttl_secs && !has_ended;
             if !stays {
                 removed.push(Removed { endpoint: *endpoint, kind: kind(tuple) });
             }
@@ -215,7 +224,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 proptest! {
     #[test]
     fn the_table_does_what_a_naive_model_does(ops in ops(), seed: u64) {
-        let plan = TablePlan { flows_max: 1000, shards: 4 };
+        let plan = TablePlan { shards: 4, ..TablePlan::new(1000, 1) };
         let table = FlowTable::new(plan, HashSeed::fixed(seed));
         let mut model = Model::default();
         let mut tally = Tally::default();
@@ -346,7 +355,7 @@ fn answered_flows_survive_a_flood() {
             Learned::New { evicted: None } => {}
             Learned::New { evicted: Some(_) } => evicted += 1,
             Learned::Full => refused += 1,
-            Learned::Known | Learned::Answered => panic!("{number} is new"),
+            Learned::Known | Learned::Answered | Learned::Pinned => panic!("{number} is new"),
         }
     }
     assert_eq!(table.len(), 12_000, "the flood fills the table and no more");
@@ -389,6 +398,233 @@ fn answered_flows_go_only_when_idle() {
     assert_eq!(gone.kind, FlowKind::V4Tcp);
     assert_eq!(tally.evicted, 1);
     assert_eq!(table.len(), 100);
+}
+
+/// Looks at flows since the last call.
+fn take_looks(table: &FlowTable) -> usize {
+    let looks =
+        |shard: &OwnLines<Mutex<Shard>>| std::mem::take(&mut shard.0.lock().unwrap().looked_at);
+    table.shards.iter().map(looks).sum()
+}
+
+/// Flows of an endpoint, in one direction each if they are odd, which all must be there later.
+#[derive(Clone, Copy)]
+struct Tenant {
+    endpoint: EndpointRef,
+    flows: u32,
+}
+
+impl Tenant {
+    fn enter(self, table: &FlowTable, now: Moment) {
+        let tally = &mut Tally::default();
+        for number in 0..self.flows {
+            let (key, way) = key_of(self.endpoint, Family::V4, number);
+            let new = table.learn(&key, way, &header(number), now, tally);
+            assert!(matches!(new, Learned::New { .. }), "{new:?}");
+            if number % 2 == 0 {
+                table.learn(&key, way.opposite(), &header(number), now, tally);
+            }
+        }
+    }
+
+    /// How many of its flows are gone: of those that go both ways, and of those that go one.
+    fn lost(self, table: &FlowTable, now: Moment) -> [u32; 2] {
+        let mut lost = [0; 2];
+        for number in 0..self.flows {
+            let (key, way) = key_of(self.endpoint, Family::V4, number);
+            let found = table.find(&key, way, now, &mut Tally::default());
+            assert!(found.is_none_or(|found| found == header(number)));
+            lost[usize::from(number % 2 == 1)] += u32::from(found.is_none());
+        }
+        lost
+    }
+}
+
+/// Spoofs so many flows that nobody answers, no two of them the same. Returns how many got in, and
+/// the most looks at flows that a thousand of them took.
+fn flood(table: &FlowTable, endpoint: EndpointRef, flows: u32, now: Moment) -> (u32, usize) {
+    let (mut entered, mut looks_max) = (0, 0);
+    take_looks(table);
+    for number in 0..flows {
+        let (key, way) = key_of(endpoint, Family::V4, 1 << 24 | number);
+        let learned = table.learn(&key, way, &header(0), now, &mut Tally::default());
+        entered += u32::from(matches!(learned, Learned::New { .. }));
+        if number % 1000 == 999 {
+            looks_max = looks_max.max(take_looks(table));
+        }
+    }
+    (entered, looks_max)
+}
+
+/// The most looks that a thousand new flows may take: each at its candidates, and one shard of 64
+/// in sixteen clears its index, which is all of a shard's flows.
+const LOOKS_MAX: usize = 1000 * CANDIDATES_MAX + 4 * 16_384;
+
+/// A flood through one endpoint against 10,000 flows of a tenant, half of them answered.
+fn flood_against(tenant: Tenant, floods: EndpointRef, spoofed: u32, flows_max: usize) -> [u32; 2] {
+    let table = FlowTable::new(TablePlan::new(flows_max, 2), SEED);
+    let now = Moment::from_secs(1000);
+    tenant.enter(&table, now);
+    let soon = Moment::from_secs(1060);
+    let (entered, looks_max) = flood(&table, floods, spoofed, soon);
+    let lost = tenant.lost(&table, soon);
+    eprintln!("{entered} got in, {lost:?} lost, at most {looks_max} looks for a thousand");
+    assert_eq!((table.len(), flows_in_shards(&table)), (flows_max, flows_max));
+    assert!(u64::from(entered) > u64::from(spoofed) * 95 / 100, "{entered} of {spoofed}");
+    assert!(looks_max <= LOOKS_MAX, "{looks_max} looks");
+    lost
+}
+
+#[test]
+fn r13_spoofed_flows_take_no_other_tenants_flow() {
+    let tenant = Tenant { endpoint: endpoint(2, 1), flows: 10_000 };
+    let lost = flood_against(tenant, endpoint(1, 1), 100_000, 24_000);
+    assert_eq!(lost, [0, 0], "two-way and one-way");
+}
+
+#[test]
+fn r13_spoofed_flows_of_the_same_endpoint_take_no_answered_one() {
+    let tenant = Tenant { endpoint: endpoint(1, 1), flows: 10_000 };
+    let [two_way, one_way] = flood_against(tenant, endpoint(1, 1), 100_000, 24_000);
+    assert_eq!(two_way, 0);
+    assert!(one_way > 4_500, "{one_way}: nothing tells them from the flood");
+}
+
+#[test]
+#[ignore = "takes minutes: .ci/run full"]
+fn r13_four_million_spoofed_flows_take_nothing_either() {
+    for floods in [1, 2] {
+        let tenant = Tenant { endpoint: endpoint(2, 1), flows: 20_000 };
+        let lost = flood_against(tenant, endpoint(floods, 1), 4_000_000, 65_536);
+        assert_eq!(lost[0], 0, "10,000 answered flows, and endpoint {floods} floods");
+        assert!(lost[1] == 0 || floods == 2, "{lost:?}: 10,000 one-way flows of another tenant");
+    }
+}
+
+#[test]
+fn who_needs_its_share_gets_it_back_and_no_more() {
+    let table = FlowTable::new(TablePlan::new(40_000, 1), SEED);
+    let now = Moment::from_secs(1000);
+    // One endpoint may have all of the table while nobody else wants any.
+    let lent = Tenant { endpoint: endpoint(1, 1), flows: 40_000 };
+    lent.enter(&table, now);
+    assert_eq!(lent.lost(&table, now), [0, 0]);
+    let wants = Tenant { endpoint: endpoint(2, 1), flows: 15_000 };
+    wants.enter(&table, now);
+    assert_eq!(wants.lost(&table, now), [0, 0], "its share is half of the table");
+    // Who floods gets no more than its share back, and beyond that displaces itself.
+    flood(&table, lent.endpoint, 50_000, now);
+    assert_eq!(wants.lost(&table, now), [0, 0]);
+    flood(&table, wants.endpoint, 50_000, now);
+    assert_eq!(lent.lost(&table, now)[0], 0, "20,000 answered flows are within its share");
+    let flows = [lent, wants].map(|tenant| table.shares.flows_of(tenant.endpoint).unwrap());
+    assert!(flows[0] >= 20_000 && flows[1] > 18_000, "{flows:?}");
+    assert_eq!(flows[0] + flows[1], 40_000);
+}
+
+#[test]
+fn a_share_is_had_even_where_all_flows_are_answered_and_those_go_last() {
+    let table = FlowTable::new(TablePlan::new(10_000, 1), SEED);
+    let now = Moment::from_secs(1000);
+    for number in 0..10_000 {
+        learn_both_ways(&table, Family::V4, number, now);
+    }
+    let late = endpoint(2, 1);
+    let tally = &mut Tally::default();
+    for number in 0..10_000 {
+        let (key, way) = key_of(late, Family::V4, number);
+        for way in [way, way.opposite()] {
+            table.learn(&key, way, &header(number), now, tally);
+        }
+    }
+    let of_late = table.shares.flows_of(late).unwrap();
+    assert!((4_900..=5_000).contains(&of_late), "{of_late} of 5,000");
+    // A spoofed flow goes before any that is answered, its own endpoint's too.
+    let third = endpoint(3, 1);
+    flood(&table, third, 20_000, now);
+    let of_third = table.shares.flows_of(third).unwrap();
+    assert!((100..1500).contains(&of_third), "{of_third}: it displaces mostly itself");
+    assert_eq!(table.len(), 10_000);
+}
+
+#[test]
+fn flows_of_an_ended_endpoint_go_first_and_count_for_nobody() {
+    let table = FlowTable::new(TablePlan::new(20_000, 1), SEED);
+    let now = Moment::from_secs(1000);
+    let ended = Tenant { endpoint: endpoint(1, 1), flows: 10_000 };
+    let other = Tenant { endpoint: endpoint(2, 1), flows: 10_000 };
+    ended.enter(&table, now);
+    other.enter(&table, now);
+    table.end(ended.endpoint);
+    let next = Tenant { endpoint: endpoint(1, 2), flows: 7_000 };
+    next.enter(&table, now);
+    assert_eq!(next.lost(&table, now), [0, 0], "the old life's flows are not its own");
+    assert_eq!(other.lost(&table, now), [0, 0], "and nobody else's make room");
+    assert_eq!(table.shares.flows_of(ended.endpoint), None);
+    // What is left of an ended life goes when it is looked at, however young.
+    table.end(next.endpoint);
+    expire_all(&table, now, |flow| assert_eq!(flow.endpoint.slot, EndpointSlot(1)));
+    assert_eq!(table.len(), 10_000);
+    assert_eq!(other.lost(&table, now), [0, 0]);
+}
+
+#[test]
+fn many_endpoints_within_their_shares_lose_nothing_to_two_that_flood() {
+    let table = FlowTable::new(TablePlan::new(40_000, 1), SEED);
+    let now = Moment::from_secs(1000);
+    let tenants = (10..60).map(|slot| Tenant { endpoint: endpoint(slot, 1), flows: 600 });
+    flood(&table, endpoint(1, 1), 40_000, now);
+    tenants.clone().for_each(|tenant| tenant.enter(&table, now));
+    flood(&table, endpoint(2, 1), 40_000, now);
+    flood(&table, endpoint(1, 1), 40_000, now);
+    for tenant in tenants {
+        assert_eq!(tenant.lost(&table, now), [0, 0], "{:?}", tenant.endpoint);
+    }
+    let [one, two] = [1, 2].map(|slot| table.shares.flows_of(endpoint(slot, 1)).unwrap());
+    assert_eq!(one + two, 10_000, "what is left is theirs");
+    assert!(one.abs_diff(two) < 1_000, "{one} and {two}: about as much each");
+}
+
+#[test]
+fn another_source_is_counted_or_refused() {
+    let moved = |number: u8| {
+        let mut header = header(7);
+        header.outer.remote = Ipv4Addr::new(10, 1, 0, number);
+        header
+    };
+    let (key, way) = key(Family::V4, 1);
+    let now = Moment::from_secs(1);
+    for (sources, then, retaught) in
+        [(Sources::Any, Learned::Known, 1), (Sources::Pinned, Learned::Pinned, 0)]
+    {
+        let table = FlowTable::new(TablePlan { sources, ..TablePlan::new(100, 1) }, SEED);
+        let mut tally = Tally::default();
+        table.learn(&key, way, &moved(2), now, &mut tally);
+        assert_eq!(table.learn(&key, way, &moved(3), now, &mut tally), then);
+        let wins = if sources == Sources::Any { 3 } else { 2 };
+        assert_eq!(table.find(&key, way, now, &mut tally), Some(moved(wins)));
+        assert_eq!(tally.retaught, retaught, "{sources:?}");
+    }
+}
+
+/// R14: who knows the seed can choose flows that collide; the seed of the next run undoes it.
+#[test]
+fn r14_flows_that_collide_under_one_seed_do_not_under_another() {
+    // One group of buckets of one shard: 12 bits of the hash.
+    let group = |hasher: &KeyHasher, number| {
+        let hash = hasher.hash(&key(Family::V4, number).0);
+        (hash >> SHARD_BITS_AT & 63, hash & 0x3f)
+    };
+    let [known, other] = [2, 3].map(|seed| KeyHasher::new(HashSeed::fixed(seed)));
+    let collide: Vec<u32> =
+        (0..1 << 20).filter(|&number| group(&known, number) == (5, 7)).take(40).collect();
+    assert_eq!(collide.len(), 40, "chosen by who knows the seed");
+    let mut groups: Vec<_> = collide.iter().map(|&number| group(&other, number)).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    assert!(groups.len() >= 37, "{groups:?}");
+    let shards: std::collections::HashSet<_> = groups.iter().map(|group| group.0).collect();
+    assert!(shards.len() > 20, "{} shards", shards.len());
 }
 
 #[test]

@@ -50,17 +50,21 @@ fn golden_v4_meta() -> Meta {
 
 /// What [`parse`] says, after both of its ways were asked and agreed.
 fn parse_both(datagram: &[u8]) -> Result<Meta, DropReason> {
-    let walked = parse_any_layout(datagram);
-    if let Some(meta) = parse_usual(datagram) {
+    parse_both_as(datagram, &Profile::AWS)
+}
+
+fn parse_both_as(datagram: &[u8], profile: &Profile) -> Result<Meta, DropReason> {
+    let walked = parse_any_layout(datagram, profile.class);
+    if let Some(meta) = parse_usual(datagram, profile) {
         assert_eq!(Ok(meta), walked, "{datagram:02x?}");
     }
-    assert_eq!(parse(datagram), walked, "{datagram:02x?}");
+    assert_eq!(parse(datagram, profile), walked, "{datagram:02x?}");
     walked
 }
 
 #[test]
 fn golden_datagrams() {
-    assert_eq!(parse_usual(&GOLDEN_V4), Some(golden_v4_meta()));
+    assert_eq!(parse_usual(&GOLDEN_V4, &Profile::AWS), Some(golden_v4_meta()));
     assert_eq!(parse_both(&GOLDEN_V4), Ok(golden_v4_meta()));
     let v6 = Meta {
         endpoint: EndpointId(0xffee_ddcc_bbaa_9988),
@@ -70,16 +74,38 @@ fn golden_datagrams() {
         header_bytes: 40,
         family: Family::V6,
     };
-    assert_eq!(parse_usual(&GOLDEN_V6), Some(v6));
+    assert_eq!(parse_usual(&GOLDEN_V6, &Profile::AWS), Some(v6));
     assert_eq!(parse_both(&GOLDEN_V6), Ok(v6));
 }
 
 #[test]
 fn emitted_headers_are_the_golden_ones() {
     for golden in [&GOLDEN_V4[..], &GOLDEN_V6] {
-        let meta = parse(golden).unwrap();
+        let meta = parse(golden, &Profile::AWS).unwrap();
         assert_eq!(Repr::from(&meta).emit(), golden[..40]);
     }
+}
+
+#[test]
+fn another_cloud_s_options_are_those_of_its_class_alone() {
+    let mut datagram = GOLDEN_V4;
+    assert_eq!(
+        parse_both_as(&datagram, &Profile::TENCENT).err(),
+        Some(DropReason::OptionMissing),
+        "AWS's are nobody's there"
+    );
+    for at in [8, 20, 32] {
+        datagram[at..at + 2].copy_from_slice(&[0x01, 0x67]);
+    }
+    assert_eq!(parse_usual(&datagram, &Profile::TENCENT), Some(golden_v4_meta()));
+    assert_eq!(parse_both_as(&datagram, &Profile::TENCENT), Ok(golden_v4_meta()));
+    assert_eq!(parse_both(&datagram).err(), Some(DropReason::OptionMissing));
+    // An option of AWS's class among them is one that nobody knows: kept, and never taken.
+    let extra = [0x01, 0x08, 0x01, 0x02, 9, 9, 9, 9, 9, 9, 9, 9];
+    let mut more = [&datagram[..8], &extra, &datagram[8..]].concat();
+    more[0] += 3;
+    let meta = parse_both_as(&more, &Profile::TENCENT).unwrap();
+    assert_eq!((meta.endpoint, meta.header_bytes), (golden_v4_meta().endpoint, 52));
 }
 
 #[test]
@@ -292,7 +318,7 @@ proptest! {
     fn what_was_emitted_is_parsed(repr in repr(), inner in vec(any::<u8>(), 1..50)) {
         let datagram = [&repr.emit()[..], &inner].concat();
         let meta = parse_both(&datagram).unwrap();
-        prop_assert!(parse_usual(&datagram).is_some());
+        prop_assert!(parse_usual(&datagram, &Profile::AWS).is_some());
         prop_assert_eq!(Repr::from(&meta), repr);
         prop_assert_eq!(&datagram[meta.header_bytes..], inner);
         prop_assert_eq!(&datagram[meta.cookie_at..][..4], meta.cookie);
