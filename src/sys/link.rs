@@ -204,9 +204,9 @@ mod tests {
 
     #[test]
     fn drops_of_a_link_as_the_kernel_writes_them() {
-        let text = "Inter-|   Receive                            |  Transmit\n \
-             face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop\n\
-               lo:       1    2    3    4    5     6          7         8        9   10   11   12 13\n\
+        let text = "Inter-|   Receive          |  Transmit\n \
+             face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs\n\
+               lo:     1     2    3    4    5     6          7         8    9    10   11  12 13\n\
             gwo-5bqWvzLwwkk:1 2 3 4 5 6 7 8 9 10 11 18446744073709551615 13 14 15 16\n";
         let found: Vec<_> = text.lines().filter_map(dropped_in).collect();
         assert_eq!(found, [("lo".to_owned(), 12), ("gwo-5bqWvzLwwkk".to_owned(), u64::MAX)]);
