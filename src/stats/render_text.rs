@@ -71,7 +71,7 @@ fn write_page(
         writeln!(out, "Dropped by Linux at the receive sockets: {}.", page.socket_drops)?;
     }
     for endpoint in &page.endpoints {
-        for side in Side::BOTH {
+        for &side in Side::of_endpoint(!page.no_return) {
             let dropped = endpoint.queue_drops[side.index()];
             if dropped > 0 {
                 writeln!(out, "Dropped by Linux at {}: {dropped}.", endpoint.link(side))?;
