@@ -131,6 +131,11 @@ fn parse_v4(packet: &[u8]) -> Result<Inner, DropReason> {
         return Err(DropReason::InnerMalformed);
     }
     let packet = packet.get(..packet_bytes).ok_or(DropReason::InnerTruncated)?;
+    if has_ports(header.protocol()) && !header.is_fragment() {
+        let ports = ports(Some(&packet[header.header_bytes()..]));
+        let tuple = tuple(header.addresses(), header.protocol(), ports);
+        return Ok(Inner { tuple, packet_bytes, part: Part::Whole });
+    }
     Ok(Layers::of_v4(&header, packet).inner(packet_bytes))
 }
 
@@ -142,7 +147,12 @@ fn parse_v6(packet: &[u8]) -> Result<Inner, DropReason> {
         0 => payload,
         payload_bytes => payload.get(..payload_bytes).ok_or(DropReason::InnerTruncated)?,
     };
-    Ok(Layers::of_v6(&header, payload).inner(ipv6::HEADER_BYTES + payload.len()))
+    let packet_bytes = ipv6::HEADER_BYTES + payload.len();
+    if has_ports(header.next_header()) {
+        let tuple = tuple(header.addresses(), header.next_header(), ports(Some(payload)));
+        return Ok(Inner { tuple, packet_bytes, part: Part::Whole });
+    }
+    Ok(Layers::of_v6(&header, payload).inner(packet_bytes))
 }
 
 /// The layers of a packet, whatever its length field says.
@@ -167,7 +177,6 @@ impl<'a> Layers<'a> {
         }
     }
 
-    #[inline]
     fn of_v4(header: &ipv4::Header<&'a [u8]>, packet: &'a [u8]) -> Self {
         let fragment = header.is_fragment().then(|| Fragment {
             id: u32::from(header.protocol()) << 16 | u32::from(header.id()),
@@ -182,7 +191,6 @@ impl<'a> Layers<'a> {
         }
     }
 
-    #[inline]
     fn of_v6(header: &ipv6::Header<&'a [u8]>, payload: &'a [u8]) -> Self {
         let upper = ipv6::upper_layer(header.next_header(), payload);
         Self {
@@ -193,7 +201,8 @@ impl<'a> Layers<'a> {
         }
     }
 
-    #[inline]
+    /// What most packets need not be asked for: they are whole, with ports.
+    #[cold]
     fn inner(&self, packet_bytes: usize) -> Inner {
         let (tuple, part) = match self.fragment {
             None => (self.tuple(), Part::Whole),
@@ -231,8 +240,8 @@ impl<'a> Layers<'a> {
         FiveTuple { protocol: protocol::FRAGMENT, ..self.with_ports((high, low)) }
     }
 
-    const fn with_ports(&self, (src_port, dst_port): (u16, u16)) -> FiveTuple {
-        FiveTuple { addresses: self.addresses, protocol: self.protocol, src_port, dst_port }
+    const fn with_ports(&self, ports: (u16, u16)) -> FiveTuple {
+        tuple(self.addresses, self.protocol, ports)
     }
 
     /// The packet that this one, an ICMP error, is about.
@@ -257,6 +266,14 @@ impl<'a> Layers<'a> {
             Addresses::V6 { .. } => Family::V6,
         }
     }
+}
+
+const fn tuple(addresses: Addresses, protocol: u8, (src_port, dst_port): (u16, u16)) -> FiveTuple {
+    FiveTuple { addresses, protocol, src_port, dst_port }
+}
+
+const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
 }
 
 /// Both ports, which TCP and UDP have in the same place; zeros where they are cut off. The rest
