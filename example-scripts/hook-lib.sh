@@ -26,6 +26,9 @@ need() { command -v "$1" >/dev/null || fail "$1 is missing; install the package 
 case "$action $gwi $gwo" in
 *[!0-9A-Za-z\ -]*) fail "a link's name has letters, digits and - only" ;;
 "CREATE gwi-"*" gwo-"* | "DESTROY gwi-"*" gwo-"*) ;;
+"CREATE gwi-"*" none" | "DESTROY gwi-"*" none")
+    fail "with --no-return there is no link back, which this hook needs; write one without it"
+    ;;
 *) fail "expected CREATE or DESTROY, gwi-<X>, gwo-<X>; got: $action $gwi $gwo" ;;
 esac
 case $id in

@@ -300,7 +300,7 @@ fn wrong_arguments_are_refused_in_a_line() {
     let bench = Bench::new();
     let before = bench.state();
     let id = A[2];
-    let refusals: [(&[&str], &str); 10] = [
+    let refusals: [(&[&str], &str); 12] = [
         (&[], "usage:"),
         (&["CREATE", "gwi-A", "gwo-A"], "usage:"),
         (&["CREATE", "gwi-A", "gwo-A", id, "more"], "usage:"),
@@ -311,6 +311,8 @@ fn wrong_arguments_are_refused_in_a_line() {
         (&["CREATE", "gwi-A\nid", "gwo-A", id], "letters, digits and -"),
         (&["CREATE", "gwi-A", "gwo-A", "vpce-1"], "hexadecimal"),
         (&["CREATE", "gwi-A", "gwo-Z", id], "no link gwo-Z"),
+        (&["CREATE", "gwi-A", "none", id], "--no-return"),
+        (&["DESTROY", "gwi-A", "none", id], "--no-return"),
     ];
     for name in SCRIPTS {
         for (args, word) in refusals {
