@@ -18,6 +18,7 @@ use crate::support::engine::PROGRAM;
 use crate::support::injector::Injector;
 use crate::support::kernel_state::assert_same;
 use crate::support::kernel_state::kernel_state;
+use crate::support::kernel_state::wait_for_address;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::packets;
@@ -150,6 +151,7 @@ fn example_hooks_work_within_the_shipped_units_fences() {
             "route add default via 2001:db8::2",
         ];
         target.ip(&lines.map(str::to_owned)).expect("a way out");
+        wait_for_address(&target, "2001:db8::1");
         let before = kernel_state(&target);
         let script = script(name);
         let hook = format!("run() {{ FIREWALL={firewall} {script} \"$@\" && echo $1 done; }}; run");

@@ -12,6 +12,7 @@ use crate::sim::gwlb::Config;
 use crate::sim::netns::Namespace;
 use crate::support::kernel_state::assert_same;
 use crate::support::kernel_state::kernel_state;
+use crate::support::kernel_state::wait_for_address;
 use crate::support::lab::Lab;
 use crate::support::process::run;
 
@@ -54,6 +55,7 @@ impl Bench {
         let settings = "cd /proc/sys/net; echo 1 >ipv4/conf/all/rp_filter; \
                         echo 2 >ipv4/conf/far1/rp_filter; echo 1 >ipv6/conf/far1/forwarding";
         run(&target, "sh", &["-ec", settings]);
+        wait_for_address(&target, "2001:db8:1::1");
         Self { lab }
     }
 

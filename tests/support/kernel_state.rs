@@ -1,5 +1,6 @@
 //! What a hook may change in a namespace, as text to compare.
 
+use super::clock::wait_until;
 use super::process::run;
 use crate::sim::netns::Namespace;
 
@@ -29,6 +30,17 @@ pub(crate) fn kernel_state(namespace: &Namespace) -> String {
     // The order of some lists is that in which links came.
     lines.sort_unstable();
     lines.join("\n")
+}
+
+/// Waits until an IPv6 address that was added is in use. The kernel sees to that in its own time,
+/// even if it looks for no duplicate: the state without it is not yet the one to compare with.
+pub(crate) fn wait_for_address(namespace: &Namespace, address: &str) {
+    wait_until(&format!("{address} is in use"), || {
+        let addresses = run(namespace, "ip", &["-6", "-o", "addr", "show", "to", address]);
+        let routes = run(namespace, "ip", &["-6", "route", "show", "table", "local"]);
+        let is_valid = !addresses.is_empty() && !addresses.contains("tentative");
+        is_valid && routes.contains(&format!("local {address} "))
+    });
 }
 
 /// Requires that two states are the same; says what is not.

@@ -17,6 +17,7 @@ use std::net::TcpStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::kernel_state::wait_for_address;
 use super::lab::Lab;
 use super::process::run;
 use crate::sim::netns::Namespace;
@@ -54,6 +55,9 @@ pub(crate) fn add_outside(lab: &Lab, endpoints: usize) {
     }
     let lines = ["route add default via 192.0.2.2", "route add default via 2001:db8:1::2"];
     target.ip(&lines.map(str::to_owned)).expect("default routes");
+    for address in WAYS_V6 {
+        wait_for_address(&target, address);
+    }
     let lines = [format!("addr add {FAR_V4}/32 dev lo"), format!("addr add {FAR_V6}/128 dev lo")];
     server.ip(&lines).expect("the far addresses");
     for endpoint in 0..endpoints {
