@@ -274,6 +274,55 @@ fn every_drop_reason_is_given_somewhere() {
     }
 }
 
+/// Reasons that no traffic gives reliably, and why; a unit test asserts that they are counted.
+const NOT_END_TO_END: &[(&str, &str)] =
+    &[("no_buffer", "a worker stops reading before it is out of slots and buffers")];
+
+/// A counter that no test has seen counting may count nothing.
+#[test]
+fn every_drop_reason_is_seen_by_a_test() {
+    let end_to_end = sources(&["tests/e2e"]);
+    let cases = sources(&["tests/cases"]);
+    let units = sources(&["src"]);
+    let mut missing = String::new();
+    for reason in gwlbtun::types::DropReason::ALL {
+        let name = reason.name();
+        let outcome = format!("=> {name}");
+        let by_case = cases.iter().any(|file| file.lines().any(|(_, l)| l.ends_with(&outcome)));
+        let is_seen = by_case
+            || end_to_end.iter().any(|file| file.lines().any(|(_, line)| is_counted(line, name)));
+        if !NOT_END_TO_END.iter().any(|(other, _)| *other == name) {
+            if !is_seen {
+                let how = "no test in tests/e2e waits for";
+                let or = "and no case in tests/cases ends in";
+                writeln!(missing, "{how} drops(\"{name}\") above 0, {or} {outcome}")
+                    .expect("grows");
+            }
+            continue;
+        }
+        assert!(!is_seen, "{name} is seen end to end: it is no exception any more");
+        let variant = format!("DropReason::{reason:?}");
+        let asserts = |line: &str| line.contains("assert") && line.contains(&variant);
+        let is_unit_tested = units.iter().any(|file| {
+            let product = if file.is_unit_test() { 0 } else { file.product_lines().count() };
+            file.lines().skip(product).any(|(_, line)| asserts(line))
+        });
+        assert!(is_unit_tested, "no unit test asserts {variant}");
+    }
+    assert!(missing.is_empty(), "\n{missing}");
+}
+
+/// Whether a test wants the reason's counter to be something else than 0 here.
+fn is_counted(line: &str, name: &str) -> bool {
+    let [call, field] = [format!("drops(\"{name}\")"), format!("[\"drops\"][\"{name}\"].as_u64()")];
+    let behind = |what: &str| line.split_once(what).map(|(_, rest)| rest);
+    behind(&call).is_some_and(|rest| {
+        [" == ", " > ", " >= "].iter().any(|compare| rest.starts_with(compare))
+            && !rest.starts_with(" == 0")
+            || rest.starts_with(", ") && !rest.starts_with(", 0)")
+    }) || behind(&field).is_some_and(|rest| rest.starts_with(" > Some("))
+}
+
 /// What a user reads about a counter is what the program means by it.
 #[test]
 fn the_readme_explains_every_drop_reason() {

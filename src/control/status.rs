@@ -415,13 +415,13 @@ mod tests {
             Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
         for (number, drops) in (0..).zip([3, 4]) {
             let cells = [Arc::new(EndpointCell::default()), Arc::new(EndpointCell::default())];
-            cells[0].decap_drops.add(DropReason::TunFull, drops);
+            cells[0].decap_drops.add(DropReason::TunDown, drops);
             cells[1].encap_drops.add(DropReason::FlowUnknown, drops);
             status.add_endpoint(EndpointId(number), cells.to_vec(), start);
         }
         for _ in 0..2 {
             let drops = status.page(&[], start).drops();
-            assert_eq!(drops.get(DropReason::TunFull), 7);
+            assert_eq!(drops.get(DropReason::TunDown), 7);
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
         }

@@ -241,7 +241,7 @@ pub(super) mod tests {
             (0..removed).for_each(|_| cell.flows_removed.count(kind));
         }
         cell.encap_drops.add(DropReason::FlowUnknown, 4);
-        cell.decap_drops.count(DropReason::TunFull);
+        cell.decap_drops.count(DropReason::TunDown);
         cell.too_big_sent.add(5);
         let now = Moment::from_secs(101);
         let cells = [Arc::new(cell)];
@@ -255,7 +255,7 @@ pub(super) mod tests {
         worker.flows_evicted.add(8);
         worker.flows_retaught.add(9);
         worker.drops.add(DropReason::Short, 3);
-        worker.drops.add(DropReason::TunFull, 1);
+        worker.drops.add(DropReason::TunDown, 1);
         Page {
             version: "9.8.7",
             healthy: false,
@@ -289,7 +289,7 @@ pub(super) mod tests {
     fn drops_of_everybody_add_up() {
         let drops = sample().drops();
         assert_eq!(drops.get(DropReason::Short), 3);
-        assert_eq!(drops.get(DropReason::TunFull), 2);
+        assert_eq!(drops.get(DropReason::TunDown), 2);
         assert_eq!(drops.total(), 9);
     }
 }

@@ -229,8 +229,8 @@ mod tests {
     #[test]
     fn the_document_byte_for_byte() {
         let expected = concat!(
-            r#"{"drops":{"flow_unknown":4,"short":3,"tun_full":2},"#,
-            r#""enis":[{"decapDrops":{"tun_full":1},"encapDrops":{"flow_unknown":4},"#,
+            r#"{"drops":{"flow_unknown":4,"short":3,"tun_down":2},"#,
+            r#""enis":[{"decapDrops":{"tun_down":1},"encapDrops":{"flow_unknown":4},"#,
             r#""eniStr":"00123456789abcdef","packetTooBigSent":5,"#,
             r#""tunnelIn":{"bytesOut":1500,"devname":"gwi-887epl1uMf","pktsOut":1,"#,
             r#""queueDrops":9,"secsSincelastPacket":1.0,"#,
@@ -262,8 +262,8 @@ mod tests {
     #[test]
     fn the_document_of_3_2_byte_for_byte() {
         let expected = concat!(
-            r#"{"drops":{"flow_unknown":4,"short":3,"tun_full":2},"#,
-            r#""enis":[{"bytesOut":1500,"decapDrops":{"tun_full":1},"#,
+            r#"{"drops":{"flow_unknown":4,"short":3,"tun_down":2},"#,
+            r#""enis":[{"bytesOut":1500,"decapDrops":{"tun_down":1},"#,
             r#""encapDrops":{"flow_unknown":4},"gwlbEndpointId":"vpce-00123456789abcdef","#,
             r#""healthy":false,"packetTooBigSent":5,"pktsDropped":1,"pktsOut":1,"#,
             r#""secsSinceLastPacket":1.0,"#,

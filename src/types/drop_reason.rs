@@ -82,8 +82,6 @@ drop_reasons! {
     FlowLimit => "flow_limit",
     /// The flow is pinned to another outer source address.
     SourcePinned => "source_pinned",
-    /// The TUN queue took no more.
-    TunFull => "tun_full",
     /// The TUN link is down or gone.
     TunDown => "tun_down",
     /// The TUN refused the packet for another reason.

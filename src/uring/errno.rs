@@ -60,13 +60,13 @@ fn tun_read(errno: Errno) -> Verdict {
     }
 }
 
-/// `tun_get_user` gives `EIO` while the link is down and `EBADFD` when it is gone.
+/// `tun_get_user` gives `EIO` while the link is down and `EBADFD` when it is gone. A queue that may
+/// hold no more is no failure: the write waits in the ring. Out of memory is one like others.
 fn tun_write(errno: Errno) -> DropReason {
     match errno {
         Errno::EIO | Errno::EBADFD | Errno::EBADF | Errno::ENETDOWN | Errno::ENODEV => {
             DropReason::TunDown
         }
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropReason::TunFull,
         Errno::ECANCELED => DropReason::Shutdown,
         _ => DropReason::TunError,
     }
@@ -125,7 +125,7 @@ mod tests {
     fn lost_packets_have_a_reason() {
         for (operation, errno, reason) in [
             (Operation::TunWrite, Errno::EIO, DropReason::TunDown),
-            (Operation::TunWrite, Errno::ENOBUFS, DropReason::TunFull),
+            (Operation::TunWrite, Errno::ENOBUFS, DropReason::TunError),
             (Operation::TunWrite, Errno::EINVAL, DropReason::TunError),
             (Operation::Send, Errno::EMSGSIZE, DropReason::Mtu),
             (Operation::Send, Errno::ENETUNREACH, DropReason::SendError),

@@ -35,13 +35,13 @@ const GWI: &str = "gwi-5bqWvzLwwkk";
 const GWO: [&str; 2] = ["gwo-5bqWvzLwwkk", "gwo-5bqWvzLwwkl"];
 
 /// A program of the target that sends IPv4 packets out by a link.
-struct Sender {
+pub(super) struct Sender {
     socket: OwnedFd,
     link: LinkAddr,
 }
 
 impl Sender {
-    fn open(lab: &Lab, link: &str) -> Self {
+    pub(super) fn open(lab: &Lab, link: &str) -> Self {
         let open = || {
             let socket = os::packet_socket(link)?;
             os::link_addr(link, [0; 6]).map(|link| Self { socket, link })
@@ -49,7 +49,7 @@ impl Sender {
         lab.topology.target().enter(open).expect("a packet socket")
     }
 
-    fn send(&self, packet: &[u8]) {
+    pub(super) fn send(&self, packet: &[u8]) {
         let sent = sendto(self.socket.as_raw_fd(), packet, &self.link, MsgFlags::empty());
         assert_eq!(sent, Ok(packet.len()));
     }

@@ -27,6 +27,7 @@
 //! | [`scripts_faults`] | the example hooks by hand: what they undo, and what they refuse |
 //! | [`senders`] | answers where the load balancer's source port cannot be had |
 //! | [`permissions`] | service managers, capabilities, limits |
+//! | [`reasons`] | drop reasons that ordinary traffic does not give |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`steering`] | which worker gets a packet |
 //! | [`super_packets`] | packets merged where they should be, and invisible outside |
@@ -56,6 +57,7 @@ mod logs;
 mod many_endpoints;
 mod names;
 mod permissions;
+mod reasons;
 mod reference_bugs;
 mod scripts;
 mod scripts_faults;
