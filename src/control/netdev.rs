@@ -282,6 +282,7 @@ fn gone_is_fine(outcome: Result<(), sys::Error>) -> Result<(), sys::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::TryRecvError;
     use nix::sched::CloneFlags;
     use nix::sched::unshare;
     use std::future::Future;
@@ -304,6 +305,33 @@ mod tests {
         let output = std::process::Command::new("ip").args(["-d", "-o", "link"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().filter(|line| !line.contains(" lo:")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Others keep the kernel busy with links meanwhile: what it says by itself on a new link, some
+    /// milliseconds after that is up, must find room in the queue already.
+    #[test]
+    fn a_link_that_is_up_has_room() {
+        in_private_namespace(|| async {
+            let mut netdev = Netdev::new(Offload::ALL, false, &Side::BOTH).unwrap();
+            let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+            let others = move || {
+                unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+                while stopped.try_recv() == Err(TryRecvError::Empty) {
+                    let name = LinkName::of(EndpointId(1), Side::Gwi);
+                    drop(tun::create(name, 2, Offload::ALL).unwrap());
+                }
+            };
+            let others = [others.clone(), others].map(thread::spawn);
+            for id in 1..=20 {
+                netdev.create(EndpointId(id), 2).unwrap();
+            }
+            drop(stop);
+            let dropped = link::dropped().unwrap();
+            assert!(dropped.len() > 40 && dropped.values().all(|&count| count == 0), "{dropped:?}");
+            for thread in others {
+                thread.join().unwrap();
+            }
+        });
     }
 
     #[test]

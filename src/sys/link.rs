@@ -102,16 +102,21 @@ impl Netlink {
     /// falls back to `noqueue` (`attach_default_qdiscs`, `net/sched/sch_generic.c`), which the
     /// kernel log mentions. As that is a default one too, `tc qdisc add ... root` works as ever.
     ///
+    /// The length follows in the request that brings the link up, behind which the kernel sets it
+    /// (`do_setlink`, `net/core/rtnetlink.c`). By a request of its own it may come when the kernel
+    /// has announced itself on the link already, which would be a packet lost at a full queue.
+    ///
     /// # Errors
     /// The kernel's answer: `ENODEV`, `EPERM`, `EINVAL` for an MTU out of range.
     pub fn bring_up(&mut self, link: LinkIndex, setup: LinkSetup) -> Result<(), Error> {
         let up = LinkFlags::Up;
         self.set(link, LinkFlags::empty(), vec![LinkAttribute::TxQueueLen(0)])?;
-        let size_and_group =
-            vec![LinkAttribute::Mtu(setup.mtu_bytes), LinkAttribute::Group(setup.group.0)];
-        self.set(link, up, size_and_group)?;
-        let queue = vec![LinkAttribute::TxQueueLen(setup.queue_packets)];
-        self.set(link, LinkFlags::empty(), queue)
+        let attributes = vec![
+            LinkAttribute::Mtu(setup.mtu_bytes),
+            LinkAttribute::Group(setup.group.0),
+            LinkAttribute::TxQueueLen(setup.queue_packets),
+        ];
+        self.set(link, up, attributes)
     }
 
     /// Sets flags and attributes of a link.
