@@ -228,8 +228,10 @@ fn r28_a_processor_that_goes_offline_takes_no_traffic_along() {
         for port in 4000..4050 {
             injector.exchange(endpoint_id(0), &packets::udp(V4, (port, 53), b"offline"));
         }
-        let warnings = engine.status()["warnings"].to_string();
-        assert!(warnings.contains("not tied to their cores any more: workers 1;"), "{warnings}");
+        wait_until("it is told", || {
+            let warnings = engine.status()["warnings"].to_string();
+            warnings.contains("not tied to their cores any more: workers 1;")
+        });
         drop(back);
         wait_until("it is tied again, and nothing is told any more", || {
             engine.status()["warnings"].as_array().map(Vec::len) == Some(0)
