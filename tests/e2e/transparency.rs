@@ -18,6 +18,7 @@ use crate::support::books;
 use crate::support::books::Known;
 use crate::support::clock::PATIENCE;
 use crate::support::engine::Engine;
+use crate::support::injector::Back;
 use crate::support::injector::Injector;
 use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
@@ -236,23 +237,46 @@ impl Run {
     /// Takes back everything that is on its way.
     fn receive(&mut self) {
         while self.ledger.on_their_way() > 0 {
-            let Some(back) = self.injector.receive(PATIENCE) else {
+            let Some(back) = self.next(PATIENCE) else {
                 panic!("did not come back: {}", self.ledger.missing());
             };
             self.ledger.came_back(back.endpoint, &back.inner);
         }
-        let more = self.injector.receive(Duration::ZERO);
+        let more = self.next(Duration::ZERO);
         assert_eq!(more.map(|back| back.inner), None, "more than was sent");
     }
+
+    /// The next packet that comes back and does not tell the sender of a condemned one that it was
+    /// too long, as may happen for each.
+    fn next(&mut self, within: Duration) -> Option<Back> {
+        loop {
+            let back = self.injector.receive(within)?;
+            if !is_about_condemned(&back.inner) {
+                return Some(back);
+            }
+        }
+    }
+}
+
+/// Ports of packets that nobody may see again, and of no others.
+const CONDEMNED_PORTS: (u16, u16) = (9, 9);
+
+/// Whether an IPv4 packet says "fragmentation needed" of one of [`condemned`].
+fn is_about_condemned(inner: &[u8]) -> bool {
+    let ports = [CONDEMNED_PORTS.0.to_be_bytes(), CONDEMNED_PORTS.1.to_be_bytes()].concat();
+    inner.starts_with(&[0x45])
+        && inner[9] == 1
+        && inner.get(20..22) == Some(&[3, 4])
+        && inner.get(48..52) == Some(&ports[..])
 }
 
 /// Packets that nobody may see again: longer than AWS takes, although they would merge; shorter
 /// than they say; and of a header that is no header.
 fn condemned() -> Vec<Vec<u8>> {
-    let long = |number: u32| packets::tcp(V4, (9, 9), 8462 * number, &pattern(1, 8462));
-    let mut short = packets::udp(V6, (9, 9), b"cut off");
+    let long = |number: u32| packets::tcp(V4, CONDEMNED_PORTS, 8462 * number, &pattern(1, 8462));
+    let mut short = packets::udp(V6, CONDEMNED_PORTS, b"cut off");
     short.pop();
-    let mut no_header = packets::udp(V4, (9, 9), b"no header");
+    let mut no_header = packets::udp(V4, CONDEMNED_PORTS, b"no header");
     no_header[0] = 0x44;
     vec![long(0), long(1), long(2), short, no_header]
 }
