@@ -159,8 +159,12 @@ impl Status {
         }
     }
 
-    /// Endpoints that may go for others, the longest idle first.
+    /// Endpoints that may go for others, the longest idle first. Where nothing is returned no flow
+    /// is known, and so no stranger.
     pub(super) fn idle_strangers(&self, idle: Duration, now: Moment) -> Vec<EndpointId> {
+        if self.no_return {
+            return Vec::new();
+        }
         let since = |(&id, endpoint): (&EndpointId, &EndpointState)| {
             Some((strangers::idle_since(&endpoint.cells, endpoint.since)?, id))
         };
@@ -439,5 +443,21 @@ mod tests {
         status.judge(&[], start);
         assert_eq!(status.warnings(&[]).len(), 1);
         assert_eq!(status.reasons(&[], start), [""; 0]);
+    }
+
+    #[test]
+    fn where_nothing_is_returned_nobody_is_a_stranger() {
+        let host = Host { cpus: vec![0], ram_bytes: 1 << 30 };
+        let start = Moment::from_secs(100);
+        let later = start.after(Duration::from_hours(1));
+        for (flags, strangers) in [(&["gwlbtun"][..], 1), (&["gwlbtun", "--no-return"], 0)] {
+            let args = crate::cli::parse(flags.iter().map(|&flag| flag.into())).unwrap();
+            let settings = Settings::new(&args, &host).unwrap();
+            let mut status =
+                Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
+            status.add_endpoint(EndpointId(1), vec![Arc::default()], start);
+            let idle = status.idle_strangers(Duration::from_mins(1), later);
+            assert_eq!(idle.len(), strangers, "{flags:?}");
+        }
     }
 }

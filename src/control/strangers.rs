@@ -4,7 +4,8 @@
 //! without `-t` none would ever go. So when a new one is refused for that, those go which are idle
 //! and *strangers*: the load balancer was never seen to send both ways of a flow through them. An
 //! endpoint of a customer who answers is none, and stays however idle it is; one that only sends
-//! comes back with its next packet.
+//! comes back with its next packet. Where nothing is returned (`--no-return`) flows are not known,
+//! and nobody is a stranger.
 
 use std::sync::Arc;
 use std::time::Duration;
