@@ -291,7 +291,11 @@ impl<B: Buffers> Returning<'_, B> {
     fn segments(&mut self, frame: &Frame, segmenter: &Segmenter) -> Result<(), Unsent> {
         let count = segmenter.segments();
         let at = packet_in(frame.frame.clone());
-        let stored = self.header(frame, count)?;
+        let stored = match self.header(frame, count) {
+            // What waits is one packet, and is not cut any more.
+            Err(Unsent::Early(_)) => return Err(Unsent::Dropped(DropReason::FlowUnknown, count)),
+            found => found?,
+        };
         if segmenter.segment_bytes_max() > INNER_BYTES_MAX {
             self.refuse_segments(frame, segmenter);
             return Err(Unsent::Dropped(DropReason::Mtu, count));

@@ -413,6 +413,26 @@ fn segments_above_8500_bytes_are_answered_by_the_first() {
     }
 }
 
+/// No kernel makes that; whoever writes frames with headers of their own may.
+#[test]
+fn a_super_packet_that_is_a_later_fragment_does_not_wait() {
+    for (gso_bytes, packets) in [(8, 2), (100, 1)] {
+        let mut bench = Bench::attached();
+        let cut = Cut { id: 1, offset: 8, more: false };
+        let udp = [&[0x12, 0x34, 0, 53, 0, 24, 0, 0][..], &[7; 16]].concat();
+        let mut super_packet = frame(&packet(Family::V4, (1, 2), protocol::UDP, Some(cut), &udp));
+        super_packet[..2].copy_from_slice(&[1, 5]);
+        super_packet[2..4].copy_from_slice(&28_u16.to_ne_bytes());
+        super_packet[4..6].copy_from_slice(&u16::to_ne_bytes(gso_bytes));
+        super_packet[6..8].copy_from_slice(&20_u16.to_ne_bytes());
+        super_packet[8..10].copy_from_slice(&6_u16.to_ne_bytes());
+        bench.read(&super_packet, Side::Gwo);
+        assert!(!bench.path.has_waiting());
+        assert_eq!(bench.endpoint.from_gwo.packets.get(), packets);
+        assert_eq!(bench.lost(DropReason::FlowUnknown), packets);
+    }
+}
+
 /// A TCP packet from host 1 to host 2 with these flags and one option, an MSS.
 fn syn(family: Family, flags: u8, mss: u16) -> Vec<u8> {
     let mut payload = vec![0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, flags, 0, 0, 0, 0, 0, 0];
