@@ -44,6 +44,10 @@ pub enum Sources {
     Pinned,
 }
 
+/// Seconds after which a later fragment that the load balancer has sent has gone through this host,
+/// whatever it does with packets. Identifications are used again.
+const FRAGMENT_PASSED_SECS: u32 = 1;
+
 /// What became of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taught {
@@ -178,6 +182,16 @@ impl FlowState {
         if !was_two_way && self.is_two_way() { Taught::Answered } else { Taught::Stored }
     }
 
+    /// Stores, on the other side, the header under which this host's first fragment has gone this
+    /// way. The load balancer has taught nothing, so no source counts. What it sent before under
+    /// the same identification is of another packet, and goes.
+    pub(super) fn follow(&mut self, way: Way, header: &StoredHeader, now_secs: u32) {
+        if self.has(way) && idle_secs(self.seen_secs(way), now_secs) >= FRAGMENT_PASSED_SECS {
+            self.received &= !bit(way);
+        }
+        self.put(way.opposite(), header, now_secs);
+    }
+
     /// A cookie that changes means that the load balancer has a new flow under this 5-tuple
     /// (ports are reused), and the other side's header belongs to the old one: it goes, unless
     /// it already has the new cookie.
@@ -187,6 +201,10 @@ impl FlowState {
         if is_new_flow && self.cookie(other) != header.cookie {
             self.received &= !bit(other);
         }
+        self.put(way, header, now_secs);
+    }
+
+    fn put(&mut self, way: Way, header: &StoredHeader, now_secs: u32) {
         self.received |= bit(way);
         self.sides[way.index()].header = header.pack();
         self.refresh(way, now_secs);
@@ -203,8 +221,8 @@ impl FlowState {
     /// may lie before what another one noted.
     #[inline]
     pub(super) fn refresh(&mut self, way: Way, now_secs: u32) {
-        let seen = &mut self.sides[way.index()].seen_secs;
-        *seen = u32::from_ne_bytes(*seen).max(now_secs).to_ne_bytes();
+        let seen_secs = self.seen_secs(way).max(now_secs);
+        self.sides[way.index()].seen_secs = seen_secs.to_ne_bytes();
     }
 
     /// Whether the load balancer has sent both ways. A flood that nobody answers never gets here.
@@ -214,14 +232,16 @@ impl FlowState {
 
     /// When a packet of either direction, from either side, was last seen.
     pub(super) fn last_seen_secs(&self) -> u32 {
-        let [forward, backward] = self.sides.map(|side| u32::from_ne_bytes(side.seen_secs));
-        forward.max(backward)
+        self.seen_secs(Way::Forward).max(self.seen_secs(Way::Backward))
     }
 
-    /// Seconds for which the flow has certainly been idle. Both moments are cut to whole
-    /// seconds, so one second of their difference may not have passed.
+    /// Seconds for which the flow has certainly been idle.
     pub(super) fn idle_secs(&self, now_secs: u32) -> u32 {
-        now_secs.saturating_sub(self.last_seen_secs()).saturating_sub(1)
+        idle_secs(self.last_seen_secs(), now_secs)
+    }
+
+    const fn seen_secs(&self, way: Way) -> u32 {
+        u32::from_ne_bytes(self.sides[way.index()].seen_secs)
     }
 
     const fn has(&self, way: Way) -> bool {
@@ -231,6 +251,12 @@ impl FlowState {
     fn cookie(&self, way: Way) -> [u8; COOKIE_BYTES] {
         *self.sides[way.index()].header.first_chunk().expect("the header starts with the cookie")
     }
+}
+
+/// Seconds that have certainly passed. Both moments are cut to whole seconds, so one second of
+/// their difference may not have.
+const fn idle_secs(seen_secs: u32, now_secs: u32) -> u32 {
+    now_secs.saturating_sub(seen_secs).saturating_sub(1)
 }
 
 const fn bit(way: Way) -> u8 {
@@ -360,6 +386,21 @@ mod tests {
         state.refresh(BACKWARD, 101);
         assert_eq!(state.last_seen_secs(), 105, "a slower clock takes nothing back");
         assert_eq!(state.idle_secs(90), 0);
+    }
+
+    #[test]
+    fn a_first_fragment_of_this_host_pins_nobody() {
+        let (ours, theirs) = (header_of_node(2, 1), header_of_node(3, 1));
+        let mut state = FlowState::new(BACKWARD, &ours, 10);
+        state.follow(FORWARD, &theirs, 10);
+        assert_eq!(state.header(FORWARD), theirs);
+        let own = header(9, 9);
+        let taught = state.learn(FORWARD, &own, 10, Sources::Pinned);
+        assert_eq!(taught, Taught::Answered, "the load balancer's first");
+        for (now_secs, expected) in [(10, own), (11, own), (12, ours)] {
+            state.follow(FORWARD, &ours, now_secs);
+            assert_eq!(state.header(FORWARD), expected, "at {now_secs}");
+        }
     }
 
     #[test]

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! The *lower* end is the one whose (address, port) is smaller. Which of the two ends a packet
-//! came from is its [`Way`]. The generation makes the entries of an endpoint that was torn down
-//! match nothing, without a scan.
+//! came from is its [`Way`]. Later fragments are no flow of two directions, and what tells them
+//! apart is no port: there the lower end is the source. The generation makes the entries of an
+//! endpoint that was torn down match nothing, without a scan.
 
 use std::fmt;
 use std::hash::Hasher as _;
@@ -46,7 +47,8 @@ const fn key_bytes(address_bytes: usize) -> usize {
 /// Which of the two directions of a flow a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Way {
-    /// From the lower end to the upper one, and every packet whose ends are equal.
+    /// From the lower end to the upper one, and every packet whose ends are equal, and every later
+    /// fragment.
     Forward,
     /// From the upper end to the lower one.
     Backward,
@@ -134,7 +136,8 @@ fn canonical<const ADDRESS: usize, const KEY: usize>(
 ) -> ([u8; KEY], Way) {
     const { assert!(KEY == key_bytes(ADDRESS)) }
     let [source, destination] = ends;
-    let (way, lower, upper) = if source <= destination {
+    let is_forward = source <= destination || is_fragment(protocol, source.1, destination.1);
+    let (way, lower, upper) = if is_forward {
         (Way::Forward, source, destination)
     } else {
         (Way::Backward, destination, source)
@@ -149,6 +152,12 @@ fn canonical<const ADDRESS: usize, const KEY: usize>(
     key[ports_at..][..2].copy_from_slice(&lower.1.to_be_bytes());
     key[ports_at + 2..].copy_from_slice(&upper.1.to_be_bytes());
     (key, way)
+}
+
+/// Whether these are no ports, but the identification of a later fragment. That of a packet whose
+/// identification is 0 is taken for a flow that has no ports.
+const fn is_fragment(protocol: u8, src_port: u16, dst_port: u16) -> bool {
+    protocol == protocol::FRAGMENT && (src_port | dst_port) != 0
 }
 
 /// The endpoint that a key names.
@@ -251,7 +260,8 @@ mod tests {
             any::<([u8; 4], [u8; 4])>().prop_map(|(src, dst)| Addresses::V4 { src, dst }),
             any::<([u8; 16], [u8; 16])>().prop_map(|(src, dst)| Addresses::V6 { src, dst }),
         ];
-        (addresses, any::<(u8, u16, u16)>()).prop_map(|(addresses, (protocol, from, to))| {
+        let protocol = prop_oneof![any::<u8>(), Just(protocol::FRAGMENT)];
+        (addresses, protocol, any::<(u16, u16)>()).prop_map(|(addresses, protocol, (from, to))| {
             FiveTuple { addresses, protocol, src_port: from, dst_port: to }
         })
     }
@@ -281,6 +291,11 @@ mod tests {
             let (key, way) = FlowKey::new(endpoint(1, 2), &tuple);
             let (back, back_way) = FlowKey::new(endpoint(1, 2), &tuple.reversed());
             let hasher = KeyHasher::new(HashSeed::fixed(seed));
+            if is_fragment(tuple.protocol, tuple.src_port, tuple.dst_port) {
+                prop_assert_eq!((way, back_way), (Way::Forward, Way::Forward));
+                prop_assert!(key != back || tuple == tuple.reversed());
+                return Ok(());
+            }
             prop_assert_eq!(key, back);
             prop_assert_eq!(hasher.hash(&key), hasher.hash(&back));
             prop_assert_eq!(key.family(), tuple.family());

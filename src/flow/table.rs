@@ -210,6 +210,30 @@ impl FlowTable {
         self.enter(&mut shard, (key, hash), FlowState::new(way, header, now.secs()), now, tally)
     }
 
+    /// Stores the header under which a first fragment of this host has gone back, for the packet's
+    /// later ones: `key` and `way` are theirs. It serves where the load balancer has sent none of
+    /// them just before, under which headers those go that it has.
+    ///
+    /// # Panics
+    /// If the endpoint's slot is none of the plan's.
+    pub fn follow(
+        &self,
+        key: &FlowKey,
+        way: Way,
+        header: &StoredHeader,
+        now: Moment,
+        tally: &mut Tally,
+    ) -> Learned {
+        let hash = self.hasher.hash(key);
+        let mut shard = self.lock(self.shard_of(hash), tally);
+        if let Some(state) = shard.find_mut(key, hash) {
+            state.follow(way, header, now.secs());
+            return Learned::Known;
+        }
+        let state = FlowState::new(way.opposite(), header, now.secs());
+        self.enter(&mut shard, (key, hash), state, now, tally)
+    }
+
     /// Enters a flow that its shard does not hold, if there is room for it or can be made.
     #[inline(never)]
     fn enter(

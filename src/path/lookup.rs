@@ -10,6 +10,8 @@
 //! Later fragments are entries of the flow table, under tuples of their own ([`inner`]). Their two
 //! sides are not two directions: what the load balancer sent stands on the packet's own side, what
 //! this host's first fragment said on the other one, where it serves while the first is empty.
+//! Identifications are used again: what a first fragment says is of a new packet, unless the load
+//! balancer has just sent later ones.
 
 use super::batch::Batch;
 use super::coalesce::FLOWS_MAX;
@@ -113,9 +115,8 @@ impl Lookup<'_> {
     fn teach_later_fragments(&mut self, packet: &[u8], header: &StoredHeader) {
         if let Some(tuple) = inner::later_fragments(packet) {
             let (key, way) = FlowKey::new(self.endpoint.endpoint, &tuple);
-            let Self { endpoint, endpoints, flows, tally, now, .. } = self;
-            let flow = (&key, way.opposite());
-            let _ = learn(flows, (endpoints, endpoint), flow, header, *now, tally);
+            let learned = self.flows.follow(&key, way, header, self.now, self.tally);
+            let _ = count_news((self.endpoints, self.endpoint), &key, learned);
         }
     }
 }

@@ -160,11 +160,16 @@ impl Bench {
 
     /// A frame is read behind its headroom, and is a batch of its own.
     fn read(&mut self, frame: &[u8], side: Side) {
+        self.read_at(NOW, frame, side);
+    }
+
+    /// The same, at another moment.
+    fn read_at(&mut self, now: Moment, frame: &[u8], side: Side) {
         let bytes = [&[0xee; 256][..], frame].concat();
         let range = 256..bytes.len();
         self.buffers.put(BUFFER, bytes);
         let frame = Frame { buffer: BUFFER, frame: range, side };
-        self.path.encap(LIFE.slot, &frame, NOW, &mut self.buffers, &mut self.plan);
+        self.path.encap(LIFE.slot, &frame, now, &mut self.buffers, &mut self.plan);
         self.path.end_batch(&mut self.buffers, &mut self.plan);
     }
 

@@ -11,8 +11,8 @@
 //! Two kinds of packets have no ports of their own, and something else in their place:
 //! - **A later fragment** has what tells its packet from others between the same addresses: in
 //!   IPv4 protocol and identification (RFC 791 §3.2), in IPv6 the identification, halved (RFC 8200
-//!   §4.5). The protocol of its tuple is 44, which no other packet's is. The first fragment knows
-//!   that tuple too: [`later_fragments`].
+//!   §4.5). The protocol of its tuple is 44; where a whole packet says so, zeros stand beside it.
+//!   The first fragment knows that tuple too: [`later_fragments`].
 //! - **An ICMP error** has the ports of the packet that it quotes, so that errors about two flows
 //!   are two flows. The quoted packet's own tuple is [`quoted`].
 

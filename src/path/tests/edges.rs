@@ -102,7 +102,12 @@ impl Bench {
 
     /// The host emits a packet. Returns the cookie and port under which it goes back, if it does.
     fn emits(&mut self, packet: &[u8]) -> Option<([u8; 4], u16)> {
-        self.read(&frame(packet), Side::Gwo);
+        self.emits_at(NOW, packet)
+    }
+
+    /// The same, at another moment.
+    fn emits_at(&mut self, now: Moment, packet: &[u8]) -> Option<([u8; 4], u16)> {
+        self.read_at(now, &frame(packet), Side::Gwo);
         if self.plan.is_empty() {
             return None;
         }
@@ -184,6 +189,67 @@ fn fragments_that_the_host_makes_follow_their_first_one() {
         assert_eq!(bench.emits(&first), Some((*b"two.", 2)));
         assert_eq!(bench.emits(&rest(family, last(1))), Some((*b"two.", 2)));
     }
+}
+
+/// UDP from host 1, port 2313, to host 2, port 53: another flow than that of [`question`].
+fn other_question(family: Family, cut: Option<Cut>) -> Vec<u8> {
+    packet(family, (1, 2), protocol::UDP, cut, &[9, 9, 0, 53, 0, 16, 0, 0])
+}
+
+#[test]
+fn fragments_that_the_host_makes_are_nobody_s_teaching() {
+    let elsewhere = OuterPath { remote: Ipv4Addr::new(10, 9, 0, 3), ..outer(2) };
+    for (family, sources) in
+        BOTH.into_iter().flat_map(|it| [Sources::Any, Sources::Pinned].map(|sources| (it, sources)))
+    {
+        let plan = TablePlan { sources, ..TablePlan::new(1000, 1) };
+        let flows = Arc::new(FlowTable::new(plan, HashSeed::fixed(1)));
+        let mut bench = Bench::changed(|path| Path { flows, ..path });
+        bench.sends(family, *b"one.", 1, &question(family, None));
+        let header = gwlb::Repr { endpoint: ID, attachment: 0, cookie: *b"two.", family }.emit();
+        bench.arrive(&[&header[..], &other_question(family, None)].concat(), elsewhere);
+        bench.plan.clear();
+        // The identification of the one flow's packet is used again by the other flow, which came
+        // from another node of the load balancer.
+        assert_eq!(bench.emits(&question(family, Some(first(1)))), Some((*b"one.", 1)));
+        assert_eq!(bench.emits(&other_question(family, Some(first(1)))), Some((*b"two.", 2)));
+        assert_eq!(bench.emits(&rest(family, last(1))), Some((*b"two.", 2)), "{sources:?}");
+        bench.path.publish();
+        assert_eq!(bench.worker.flows_retaught.get(), 0, "{sources:?}");
+    }
+}
+
+#[test]
+fn fragments_that_the_host_makes_are_not_taken_for_older_ones_of_the_load_balancer() {
+    for family in BOTH {
+        let mut bench = Bench::attached();
+        bench.sends(family, *b"one.", 1, &question(family, Some(first(1))));
+        bench.sends(family, *b"one.", 1, &rest(family, last(1)));
+        bench.sends(family, *b"two.", 2, &other_question(family, None));
+        // A proxy has put the question together, and sends a packet of its own from that address:
+        // the same identification, by chance.
+        let later = NOW.after(Duration::from_secs(2));
+        let own = other_question(family, Some(first(1)));
+        assert_eq!(bench.emits_at(later, &own), Some((*b"two.", 2)));
+        assert_eq!(bench.emits_at(later, &rest(family, last(1))), Some((*b"two.", 2)));
+        bench.sends(family, *b"one.", 1, &rest(family, last(1)));
+        assert_eq!(bench.emits_at(later, &rest(family, last(1))), Some((*b"one.", 1)));
+    }
+}
+
+/// What stands in the place of both ports is the same then, whichever way the packet goes.
+#[test]
+fn fragments_whose_identification_is_their_protocol_have_two_ways_too() {
+    let mut bench = Bench::attached();
+    let id = protocol::UDP;
+    let family = Family::V4;
+    let back = packet(family, (2, 1), protocol::UDP, Some(last(id)), &[1, 2, 3, 4]);
+    bench.sends(family, *b"toto", 1, &question(family, Some(first(id))));
+    bench.sends(family, *b"from", 2, &answer(family, Some(first(id))));
+    bench.sends(family, *b"from", 2, &back);
+    assert_eq!(bench.emits(&question(family, Some(first(id)))), Some((*b"toto", 1)));
+    assert_eq!(bench.emits(&back), Some((*b"from", 2)));
+    assert_eq!(bench.emits(&rest(family, last(id))), Some((*b"toto", 1)));
 }
 
 #[test]
