@@ -122,7 +122,9 @@ impl Shares {
     /// The flows that are each endpoint's own when the table is full, with so many endpoints to
     /// come besides those that have flows.
     fn share(&self, to_come: usize) -> usize {
-        self.flows_max / (self.holders.load(Ordering::Relaxed) + to_come).max(1)
+        // Written after the counts, which others may have changed since: below zero, too.
+        let holders = self.holders.load(Ordering::Relaxed).cast_signed().max(0).cast_unsigned();
+        self.flows_max / (holders + to_come).max(1)
     }
 
     /// Changes a count, and the number of endpoints that have flows with it.
@@ -325,5 +327,13 @@ mod tests {
                 prop_assert_eq!(shares.holders.load(Ordering::Relaxed), holders);
             }
         }
+    }
+
+    /// A life may end between the count of its first flow and that of one more holder.
+    #[test]
+    fn for_a_moment_there_may_be_a_holder_too_few() {
+        let shares = Shares::new(100, 8);
+        shares.holders.fetch_sub(1, Ordering::Relaxed);
+        assert_eq!([0, 1].map(|to_come| shares.share(to_come)), [100, 100]);
     }
 }
