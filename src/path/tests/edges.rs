@@ -71,7 +71,12 @@ fn question(family: Family, cut: Option<Cut>) -> Vec<u8> {
     packet(family, (1, 2), protocol::UDP, cut, &[0x12, 0x34, 0, 53, 0, 16, 0, 0])
 }
 
-/// A later part of it.
+/// UDP from host 1, port 2313, to host 2, port 53: another flow than that of [`question`].
+fn other_question(family: Family, cut: Option<Cut>) -> Vec<u8> {
+    packet(family, (1, 2), protocol::UDP, cut, &[9, 9, 0, 53, 0, 16, 0, 0])
+}
+
+/// A later part of either.
 fn rest(family: Family, cut: Cut) -> Vec<u8> {
     // What a program that does not look at the offset takes for other ports.
     packet(family, (1, 2), protocol::UDP, Some(cut), &[0xff, 0xff, 0xee, 0xee, 1, 2, 3, 4])
@@ -150,7 +155,7 @@ fn fragments_from_the_load_balancer_go_back_each_under_its_header() {
         let mut bench = Bench::attached();
         // Two flows between the same hosts, cut alike; and a load balancer that does not know that
         // a later fragment belongs to either.
-        let other = packet(family, (1, 2), 17, Some(first(2)), &[9, 9, 0, 53, 0, 16, 0, 0]);
+        let other = other_question(family, Some(first(2)));
         bench.sends(family, *b"one.", 1, &question(family, Some(first(1))));
         bench.sends(family, *b"two.", 2, &other);
         bench.sends(family, *b"one.", 1, &rest(family, last(1)));
@@ -183,17 +188,12 @@ fn fragments_that_the_host_makes_follow_their_first_one() {
         let stranger = Cut { id: 4, offset: 8, more: true };
         assert_eq!(bench.emits(&rest(family, stranger)), None, "not of a packet seen");
         // The identification is used again, by another flow between these hosts.
-        let other = packet(family, (1, 2), 17, None, &[9, 9, 0, 53, 0, 8, 0, 0]);
+        let other = other_question(family, None);
         bench.sends(family, *b"two.", 2, &other);
-        let first = packet(family, (1, 2), 17, Some(first(1)), &[9, 9, 0, 53, 0, 16, 0, 0]);
+        let first = other_question(family, Some(first(1)));
         assert_eq!(bench.emits(&first), Some((*b"two.", 2)));
         assert_eq!(bench.emits(&rest(family, last(1))), Some((*b"two.", 2)));
     }
-}
-
-/// UDP from host 1, port 2313, to host 2, port 53: another flow than that of [`question`].
-fn other_question(family: Family, cut: Option<Cut>) -> Vec<u8> {
-    packet(family, (1, 2), protocol::UDP, cut, &[9, 9, 0, 53, 0, 16, 0, 0])
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn errors_from_the_load_balancer_are_delivered_and_go_back_under_their_own_heade
     for family in BOTH {
         let mut bench = Bench::attached();
         let flow = question(family, None);
-        let other = packet(family, (1, 2), 17, None, &[9, 9, 0, 53, 0, 8, 0, 0]);
+        let other = other_question(family, None);
         bench.sends(family, *b"one.", 1, &flow);
         let errors = [&flow, &other].map(|about| icmp_error(family, 99, 1, about));
         bench.sends(family, *b"err1", 2, &errors[0]);
