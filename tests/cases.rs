@@ -21,7 +21,6 @@ pub(crate) use notation::Outcome;
 use crate::fuzz::agree;
 use crate::fuzz::rig::Rig;
 use crate::oracle;
-use crate::oracle::Belongs;
 use crate::oracle::Delivery;
 use crate::oracle::Flow;
 
@@ -74,10 +73,10 @@ fn the_oracle_says_what_people_say() {
         let verdict = oracle::decide(&case.datagram);
         let is_right = match (&case.outcome, verdict) {
             (Outcome::Dropped(reason), Err(said)) => reason == said,
-            (Outcome::Delivered, Ok(delivery)) => !matches!(delivery.belongs, Belongs::To(_)),
+            (Outcome::Delivered, Ok(delivery)) => delivery.belongs.flow().is_none(),
             (Outcome::Flow { protocol, ports }, Ok(Delivery { belongs, .. })) => {
-                matches!(belongs, Belongs::To(flow)
-                    if flow.protocol == *protocol && flow.ports == *ports)
+                let flow = belongs.flow();
+                flow.is_some_and(|flow| (flow.protocol, flow.ports) == (*protocol, *ports))
             }
             _ => false,
         };
@@ -113,7 +112,7 @@ fn the_path_does_what_people_say() {
                 let frame = [&[0; 10], delivery.packet].concat();
                 assert_eq!(planned[0].target, Target::Gwi(None), "{}", case.name);
                 assert!(planned[0].bytes == frame, "{}: other bytes", case.name);
-                if let Belongs::To(flow) = delivery.belongs {
+                if let Some(flow) = delivery.belongs.flow() {
                     returns(&case, &mut rig, &delivery, flow);
                 }
             }

@@ -5,9 +5,9 @@
 //!
 //! - whether the inner packet is delivered, else for which reason of the README not;
 //! - endpoint, cookie and length of the header;
-//! - the flow of a packet that is neither a fragment nor an ICMP error. Where answers to those two
-//!   go ([`Belongs::Fragment`], [`Belongs::IcmpError`]) is not decided here: the tests of `path`
-//!   and of the program say it.
+//! - what the packet belongs to: its flow, or the packet of which it is a fragment, and what an
+//!   ICMP error is about. Under which header it returns follows from that and from what came
+//!   before: [`returns`](crate::returns).
 //!
 //! What depends on more than the datagram (limits, endpoints in creation, full queues) is no part
 //! of it.
@@ -40,13 +40,39 @@ pub(crate) struct Delivery<'a> {
 
 /// What a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Belongs {
-    /// To this flow.
-    To(Flow),
-    /// To whatever the first fragment belongs to.
-    Fragment,
-    /// To the flow of the packet that it quotes.
-    IcmpError,
+pub(crate) struct Belongs {
+    /// What it is known by.
+    pub(crate) name: Name,
+    /// What its later fragments are known by, if it is a first one.
+    pub(crate) later: Option<Name>,
+    /// What an ICMP error quotes, in the direction in which that went.
+    pub(crate) quoted: Option<Name>,
+    is_error: bool,
+}
+
+impl Belongs {
+    /// The flow of a packet that is neither a fragment nor an ICMP error.
+    pub(crate) const fn flow(&self) -> Option<Flow> {
+        match *self {
+            Self { name: Name::Flow(flow), later: None, is_error: false, .. } => Some(flow),
+            _ => None,
+        }
+    }
+
+    /// Whether it is an ICMP error, whole or the beginning of one.
+    pub(crate) const fn is_error(&self) -> bool {
+        self.is_error
+    }
+}
+
+/// What a packet is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    /// A whole one, or a first fragment. An ICMP error has the ports of what it quotes, or, if that
+    /// is a later fragment, the halves of its identification.
+    Flow(Flow),
+    /// A later fragment: protocol and identification, in IPv6 the identification alone.
+    Fragments { src: IpAddr, dst: IpAddr, id: u32 },
 }
 
 /// Addresses, protocol and ports; of anything but TCP and UDP the ports are 0.
@@ -105,7 +131,7 @@ pub(crate) fn decide(datagram: &[u8]) -> Verdict<'_> {
     if packet[0] >> 4 != version {
         return Err("inner_version_mismatch");
     }
-    let (packet_bytes, belongs) = if version == 4 { v4(packet)? } else { v6(packet)? };
+    let (packet_bytes, belongs) = self::packet(packet)?;
     Ok(Delivery {
         endpoint: number(endpoint),
         attachment: number(attachment),
@@ -149,6 +175,16 @@ fn options(mut rest: &[u8]) -> Result<[&[u8]; 3], &'static str> {
     }
 }
 
+/// Decides about a packet without a header around it: its length by its own header, and what it
+/// belongs to.
+pub(crate) fn packet(packet: &[u8]) -> Result<(usize, Belongs), &'static str> {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => v4(packet),
+        Some(6) => v6(packet),
+        _ => Err("inner_version_mismatch"),
+    }
+}
+
 fn v4(packet: &[u8]) -> Result<(usize, Belongs), &'static str> {
     if packet[0] & 0x0f < 5 {
         return Err("inner_malformed");
@@ -161,12 +197,7 @@ fn v4(packet: &[u8]) -> Result<(usize, Belongs), &'static str> {
     if packet_bytes > packet.len() {
         return Err("inner_truncated");
     }
-    let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
-    let payload = &packet[header.slice().len()..packet_bytes];
-    if header.is_fragmenting_payload() {
-        return Ok((packet_bytes, Belongs::Fragment));
-    }
-    Ok((packet_bytes, whole(src, dst, header.protocol().0, payload)))
+    Ok((packet_bytes, Upper::of_v4(&header, &packet[..packet_bytes]).belongs()))
 }
 
 fn v6(packet: &[u8]) -> Result<(usize, Belongs), &'static str> {
@@ -179,24 +210,120 @@ fn v6(packet: &[u8]) -> Result<(usize, Belongs), &'static str> {
     if packet_bytes > packet.len() {
         return Err("inner_truncated");
     }
-    let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
-    let mut protocol = header.next_header().0;
-    let mut rest = &packet[40..packet_bytes];
-    for _ in 0..EXTENSION_HEADERS_MAX {
-        if protocol == 44 {
-            let Ok(fragment) = Ipv6FragmentHeaderSlice::from_slice(rest) else { break };
-            if fragment.is_fragmenting_payload() {
-                return Ok((packet_bytes, Belongs::Fragment));
-            }
+    Ok((packet_bytes, Upper::of_v6(&header, &packet[..packet_bytes]).belongs()))
+}
+
+/// Where the TCP header begins in a packet that has one.
+pub(crate) fn tcp_start(packet: &[u8]) -> Option<usize> {
+    let (packet_bytes, _) = self::packet(packet).ok()?;
+    let upper = Upper::of(&packet[..packet_bytes])?;
+    let is_tcp = upper.protocol == TCP && !upper.payload.is_empty();
+    is_tcp.then(|| packet_bytes - upper.payload.len())
+}
+
+/// What stands behind the IP header and its extensions.
+struct Upper<'a> {
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    /// Of a fragment: what tells its packet from others, and whether it is a later one.
+    fragment: Option<(u32, bool)>,
+    /// Nothing in a later fragment, and where nobody knows what follows.
+    payload: &'a [u8],
+}
+
+impl<'a> Upper<'a> {
+    /// That of a packet, of whose end some may be missing.
+    fn of(packet: &'a [u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => Some(Self::of_v4(&Ipv4HeaderSlice::from_slice(packet).ok()?, packet)),
+            6 => Some(Self::of_v6(&Ipv6HeaderSlice::from_slice(packet).ok()?, packet)),
+            _ => None,
         }
-        let Some((next, end)) = extension(protocol, rest) else { break };
-        (protocol, rest) = (next, &rest[end..]);
     }
-    if EXTENSION_HEADERS.contains(&protocol) {
+
+    fn of_v4(header: &Ipv4HeaderSlice<'_>, packet: &'a [u8]) -> Self {
+        let protocol = header.protocol().0;
+        let id = u32::from(protocol) << 16 | u32::from(header.identification());
+        let is_later = header.fragments_offset().value() > 0;
+        Self {
+            src: header.source_addr().into(),
+            dst: header.destination_addr().into(),
+            protocol,
+            fragment: header.is_fragmenting_payload().then_some((id, is_later)),
+            payload: if is_later { &[] } else { &packet[header.slice().len()..] },
+        }
+    }
+
+    fn of_v6(header: &Ipv6HeaderSlice<'_>, packet: &'a [u8]) -> Self {
+        let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
+        let mut protocol = header.next_header().0;
+        let mut rest = &packet[40..];
+        let mut fragment = None;
+        for _ in 0..EXTENSION_HEADERS_MAX {
+            if protocol == 44 {
+                let Ok(header) = Ipv6FragmentHeaderSlice::from_slice(rest) else { break };
+                // Of several the outermost counts: its sender cut last.
+                if fragment.is_none() && header.is_fragmenting_payload() {
+                    let is_later = header.fragment_offset().value() > 0;
+                    fragment = Some((header.identification(), is_later));
+                    if is_later {
+                        return Self { src, dst, protocol, fragment, payload: &[] };
+                    }
+                }
+            }
+            let Some((next, end)) = extension(protocol, rest) else { break };
+            (protocol, rest) = (next, &rest[end..]);
+        }
         // A header that is cut, or one too many: nobody knows what follows.
-        return Ok((packet_bytes, Belongs::To(Flow { src, dst, protocol, ports: (0, 0) })));
+        let payload = if EXTENSION_HEADERS.contains(&protocol) { &[] } else { rest };
+        Self { src, dst, protocol, fragment, payload }
     }
-    Ok((packet_bytes, whole(src, dst, protocol, rest)))
+
+    fn belongs(&self) -> Belongs {
+        let quoted = self.quote().and_then(Self::of);
+        let quoted = quoted.filter(|quoted| quoted.src.is_ipv4() == self.src.is_ipv4());
+        let quoted = quoted.map(|quoted| quoted.name(None));
+        let later = match self.fragment {
+            Some((id, false)) => Some(Name::Fragments { src: self.src, dst: self.dst, id }),
+            _ => None,
+        };
+        Belongs { name: self.name(quoted), later, quoted, is_error: self.is_error() }
+    }
+
+    fn name(&self, quoted: Option<Name>) -> Name {
+        let Self { src, dst, protocol, .. } = *self;
+        if let Some((id, true)) = self.fragment {
+            return Name::Fragments { src, dst, id };
+        }
+        let ports = match (protocol, self.payload, quoted) {
+            (TCP | UDP, [a, b, c, d, ..], _) => {
+                (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))
+            }
+            (_, _, Some(Name::Flow(quoted))) => quoted.ports,
+            (_, _, Some(Name::Fragments { id, .. })) => {
+                let [a, b, c, d] = id.to_be_bytes();
+                (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+            }
+            _ => (0, 0),
+        };
+        Name::Flow(Flow { src, dst, protocol, ports })
+    }
+
+    /// RFC 792; RFC 4443 §2.1: the high bit is that of messages that report no error.
+    fn is_error(&self) -> bool {
+        let kind = self.payload.first();
+        match (self.protocol, self.src) {
+            (ICMP, IpAddr::V4(_)) => kind.is_some_and(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12)),
+            (ICMPV6, IpAddr::V6(_)) => kind.is_some_and(|kind| kind & 0x80 == 0),
+            _ => false,
+        }
+    }
+
+    /// What an ICMP error quotes.
+    fn quote(&self) -> Option<&'a [u8]> {
+        self.payload.get(8..).filter(|_| self.is_error())
+    }
 }
 
 /// What follows an extension header, and where. Nothing if it is none, or cut.
@@ -219,24 +346,4 @@ fn extension(protocol: u8, rest: &[u8]) -> Option<(u8, usize)> {
         }
         _ => None,
     }
-}
-
-/// What a packet with this payload belongs to.
-fn whole(src: IpAddr, dst: IpAddr, protocol: u8, payload: &[u8]) -> Belongs {
-    // RFC 792; RFC 4443 §2.1: the high bit is that of messages that report no error.
-    let is_error = match protocol {
-        ICMP => payload.first().is_some_and(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12)),
-        ICMPV6 => payload.first().is_some_and(|kind| kind & 0x80 == 0),
-        _ => false,
-    };
-    if is_error {
-        return Belongs::IcmpError;
-    }
-    let ports = match (protocol, payload) {
-        (TCP | UDP, [a, b, c, d, ..]) => {
-            (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))
-        }
-        _ => (0, 0),
-    };
-    Belongs::To(Flow { src, dst, protocol, ports })
 }

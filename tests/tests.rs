@@ -13,6 +13,8 @@ mod fuzz;
 mod oracle;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod returns;
 mod sim;
 #[cfg(test)]
 mod sim_tests;

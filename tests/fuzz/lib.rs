@@ -4,6 +4,8 @@
 mod fuzz;
 #[path = "../oracle.rs"]
 mod oracle;
+#[path = "../returns.rs"]
+mod returns;
 
 /// Runs a target of [`fuzz::TARGETS`] on one input.
 ///

@@ -13,6 +13,8 @@
 
 mod coalescer;
 mod controls;
+mod craft;
+mod expected;
 mod input;
 mod parser;
 mod path;

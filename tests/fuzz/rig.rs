@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gwlbtun::flow::FlowTable;
 use gwlbtun::flow::HashSeed;
@@ -34,10 +35,14 @@ pub(crate) const ENDPOINT: EndpointId = EndpointId(0x2b8e_e1d4_db0c_51c4);
 
 const SLOT: EndpointSlot = EndpointSlot(1);
 
+/// Room in the flow table: for more than any input teaches.
+const FLOWS_MAX: usize = 512;
+
 /// Bytes before a datagram or a frame in its buffer: room for the longest GENEVE header.
 const HEADROOM_BYTES: usize = 320;
 
-const SCRATCH_BYTES: usize = 4096;
+/// Room for what is copied: a packet as long as may return, under the longest header.
+const SCRATCH_BYTES: usize = 9216;
 
 /// One write or send, its bytes gathered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +66,9 @@ impl Planned {
 struct Memory {
     udp: Vec<Vec<u8>>,
     tun: Vec<Vec<u8>>,
+    /// Buffers for copies that this batch has had, and how many each may have.
+    scratch: usize,
+    scratch_max: Option<usize>,
 }
 
 impl Memory {
@@ -84,6 +92,10 @@ impl Buffers for Memory {
     }
 
     fn take_scratch(&mut self) -> Option<BufferId> {
+        self.scratch += 1;
+        if self.scratch_max.is_some_and(|most| self.scratch > most) {
+            return None;
+        }
         Some(self.put(Group::Tun, &[0xdd; SCRATCH_BYTES - HEADROOM_BYTES]))
     }
 }
@@ -99,24 +111,76 @@ pub(crate) struct Rig {
     pub(crate) life: EndpointRef,
     plan: Plan,
     memory: Memory,
+    flows: Arc<FlowTable>,
+    /// Ids that were announced since the path was new.
+    announced: Vec<EndpointId>,
+    /// Drops of the worker's that were counted then.
+    drops_before: u64,
 }
 
 impl Rig {
     /// A path that serves [`ENDPOINT`].
     pub(crate) fn new(offload: Offload) -> Self {
-        let flows = Arc::new(FlowTable::new(TablePlan::new(1000, 1), HashSeed::fixed(1)));
+        Self::returning(offload, true)
+    }
+
+    /// The same, for a program that returns packets or (`--no-return`) does not.
+    pub(crate) fn returning(offload: Offload, returns: bool) -> Self {
+        // One shard: until it is full, and no test here fills it, nothing is evicted.
+        let plan = TablePlan { shards: 1, endpoints_max: 8, ..TablePlan::new(FLOWS_MAX, 1) };
+        let flows = Arc::new(FlowTable::new(plan, HashSeed::fixed(1)));
         let worker = Arc::new(WorkerCell::default());
+        let path = Path::new(Arc::clone(&flows), Arc::clone(&worker), 8, (0, 1), offload);
         let mut rig = Self {
-            path: Path::new(flows, Arc::clone(&worker), 8, (0, 1), offload),
+            path: path.with_returns(returns),
+            flows,
             worker,
             cell: Arc::default(),
             now: Moment::from_secs(100),
             life: EndpointRef { slot: SLOT, generation: Generation::default() },
             plan: Plan::new(4000, 20_000),
             memory: Memory::default(),
+            announced: Vec::new(),
+            drops_before: 0,
         };
         rig.attach();
         rig
+    }
+
+    /// Everything ends, and the endpoint begins a new life a thousand seconds later. What is new is
+    /// like a new path, for much less than one costs.
+    ///
+    /// # Panics
+    /// If something of the old life is left.
+    pub(crate) fn renew(&mut self) {
+        self.path.drop_all_held();
+        let _ = self.path.detach(self.life);
+        for id in self.announced.drain(..) {
+            self.path.forget(id, DropReason::EndpointFailed);
+        }
+        self.now = Moment::from_secs(self.now.secs().into()).after(Duration::from_secs(1000));
+        self.path.expire(FLOWS_MAX, self.now);
+        assert!(self.flows.is_empty(), "{} flows are left", self.flows.len());
+        assert!(!self.path.has_waiting());
+        assert_eq!(self.held(), 0);
+        self.cell = Arc::default();
+        self.path.set_clamp_mss(None);
+        self.memory.scratch_max = None;
+        self.drops_before = 0;
+        self.drops_before = self.drops();
+        self.attach();
+    }
+
+    /// Only so many buffers for copies from now on, batch by batch.
+    pub(crate) fn limit_scratch(&mut self, buffers: usize) {
+        self.memory.scratch_max = Some(buffers);
+    }
+
+    /// An id that is new was admitted, and its datagram is held if there is room.
+    pub(crate) fn announce(&mut self, id: EndpointId, datagram: &[u8], port: u16) {
+        if self.path.announced(id, datagram, Self::outer(port)) {
+            self.announced.push(id);
+        }
     }
 
     /// The endpoint is served, for the first time or anew.
@@ -195,6 +259,7 @@ impl Rig {
         plan.clear();
         memory.udp.clear();
         memory.tun.clear();
+        memory.scratch = 0;
         planned
     }
 
@@ -205,7 +270,7 @@ impl Rig {
                 + self.cell.decap_drops.get(*reason)
                 + self.cell.encap_drops.get(*reason)
         };
-        DropReason::ALL.iter().map(of).sum()
+        DropReason::ALL.iter().map(of).sum::<u64>() - self.drops_before
     }
 
     /// Datagrams that wait for their endpoint.
