@@ -5,6 +5,7 @@
 //! of them to the program, and, if asked, to the reference program.
 
 mod notation;
+mod sequences;
 
 use std::collections::HashSet;
 use std::net::IpAddr;

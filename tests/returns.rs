@@ -45,7 +45,15 @@ struct Known {
     /// By direction. Of fragments the first is what the load balancer sent, the second what this
     /// host's first fragment said.
     sides: [Option<Header>; 2],
-    seen_secs: u64,
+    seen_secs: [u64; 2],
+}
+
+impl Known {
+    /// Whole seconds that have certainly passed since a side was seen: both moments are cut to
+    /// whole seconds, so one of them may not have.
+    fn idle_secs(&self, side: usize, now_secs: u64) -> u64 {
+        (now_secs - self.seen_secs[side]).saturating_sub(1)
+    }
 }
 
 /// What the load balancer has sent last, flow by flow, at one endpoint.
@@ -79,7 +87,7 @@ impl Book {
             },
         };
         if let Some(later) = belongs.later {
-            self.store(later, 1, &header);
+            self.follow(later, &header);
         }
         Some(header)
     }
@@ -91,24 +99,39 @@ impl Book {
         }
         let (key, side) = key(name);
         let known = self.known.get_mut(&key)?;
-        known.seen_secs = self.now_secs;
+        known.seen_secs[side] = self.now_secs;
         let header = known.sides[side].as_ref().or(known.sides[1 - side].as_ref())?.clone();
         self.asked.insert(name, header.clone());
         Some(header)
     }
 
+    fn known(&mut self, key: Name) -> &mut Known {
+        let none = || Known { sides: [None, None], seen_secs: [0; 2] };
+        self.known.entry(key).or_insert_with(none)
+    }
+
+    /// This host's first fragment says under which header the later ones go. What the load balancer
+    /// sent of that name a second ago or earlier is of another packet.
+    fn follow(&mut self, later: Name, header: &Header) {
+        let now_secs = self.now_secs;
+        let known = self.known(later);
+        if known.idle_secs(0, now_secs) >= 1 {
+            known.sides[0] = None;
+        }
+        known.seen_secs[1] = now_secs;
+        known.sides[1] = Some(header.clone());
+    }
+
     /// The newest header counts. If its cookie is another than its direction had, it is of a new
-    /// flow, and the other direction's is not, unless it has the new cookie too. Fragments have
-    /// no directions.
+    /// flow, and the other direction's is not, unless it has the new cookie too.
     fn store(&mut self, key: Name, side: usize, header: &Header) {
-        let none = || Known { sides: [None, None], seen_secs: 0 };
-        let known = self.known.entry(key).or_insert_with(none);
-        known.seen_secs = self.now_secs;
+        let now_secs = self.now_secs;
+        let known = self.known(key);
+        known.seen_secs[side] = now_secs;
         let differs = |side: &Option<Header>| {
             side.as_ref().is_some_and(|known| known.cookie != header.cookie)
         };
-        let is_flow = matches!(key, Name::Flow(_));
-        if is_flow && differs(&known.sides[side]) && differs(&known.sides[1 - side]) {
+        if differs(&known.sides[side]) && differs(&known.sides[1 - side]) {
             known.sides[1 - side] = None;
         }
         known.sides[side] = Some(header.clone());
@@ -128,8 +151,7 @@ impl Book {
                 Name::Flow(_) => OTHER_IDLE_SECS,
                 Name::Fragments { .. } => FRAGMENT_IDLE_SECS,
             };
-            // Both moments are cut to whole seconds: one of them may not have passed.
-            (secs - known.seen_secs).saturating_sub(1) < most
+            [0, 1].map(|side| known.idle_secs(side, secs)).into_iter().min() < Some(most)
         });
     }
 }

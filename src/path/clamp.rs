@@ -10,6 +10,11 @@ use crate::wire::tcp;
 ///
 /// Neither the IP header nor the TCP checksum has to be right, and a wrong one stays as wrong.
 pub(super) fn clamp_mss(packet: &mut [u8], most: TcpSegmentMax) {
+    // Bytes behind the end of the packet are none of it.
+    let Ok(packet_bytes) = inner::parse_any(packet).map(|inner| inner.packet_bytes) else {
+        return;
+    };
+    let packet = &mut packet[..packet_bytes];
     let Some((family, start)) = inner::tcp_start(packet) else {
         return;
     };

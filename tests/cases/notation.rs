@@ -33,6 +33,11 @@ pub(crate) enum Outcome {
 /// # Panics
 /// If it has a mistake; the message says in which case.
 pub(crate) fn read(file: &str, text: &str) -> Vec<Case> {
+    lines(text).iter().enumerate().map(|(number, text)| case(file, number, text)).collect()
+}
+
+/// The cases of a file as they are written, each in one line.
+pub(super) fn lines(text: &str) -> Vec<String> {
     let mut written: Vec<String> = Vec::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim_end();
@@ -42,19 +47,24 @@ pub(crate) fn read(file: &str, text: &str) -> Vec<Case> {
             _ => written.push(line.to_owned()),
         }
     }
-    written.iter().enumerate().map(|(number, text)| case(file, number, text)).collect()
+    written
+}
+
+/// The datagram that these parts make, with this cookie unless they say another.
+pub(super) fn datagram(parts: &str, cookie: u32, name: &str) -> Vec<u8> {
+    let words = |part: &str| part.split_whitespace().map(str::to_owned).collect();
+    let parts: Vec<Vec<String>> = parts.split(';').map(words).collect();
+    Datagram::of(&parts, cookie, name)
 }
 
 fn case(file: &str, number: usize, text: &str) -> Case {
     let split = text.split_once(": ").and_then(|(name, rest)| Some((name, rest.split_once("=>")?)));
     let (name, (parts, outcome)) =
         split.unwrap_or_else(|| panic!("{file}: write name: parts => outcome, not {text:?}"));
-    let words = |part: &str| part.split_whitespace().map(str::to_owned).collect();
-    let parts: Vec<Vec<String>> = parts.split(';').map(words).collect();
     let cookie = u32::try_from(number).expect("few cases") | 0xc0de_0000;
     let named = format!("{file}: {name}");
     let outcome = self::outcome(outcome.trim(), &named);
-    Case { datagram: Datagram::of(&parts, cookie, &named), name: named, outcome }
+    Case { datagram: datagram(parts, cookie, &named), name: named, outcome }
 }
 
 fn outcome(text: &str, name: &str) -> Outcome {

@@ -53,7 +53,7 @@ impl Host {
 
     /// The first fragment of one of four packets, or a later one.
     fn fragment(self, protocol: u8, which: u8) -> Vec<u8> {
-        let id = which >> 2 & 3;
+        let id = 1 + (which >> 2 & 3);
         match which >> 4 {
             0..=6 => self.packet(protocol, Some((0, id)), &self.transport(protocol, which, 12)),
             offset => self.packet(protocol, Some((offset, id)), &[offset; 16]),
