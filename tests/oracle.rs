@@ -261,16 +261,15 @@ impl<'a> Upper<'a> {
         let mut rest = &packet[40..];
         let mut fragment = None;
         for _ in 0..EXTENSION_HEADERS_MAX {
-            if protocol == 44 {
+            // Of several fragment headers the outermost counts: its sender cut last.
+            if protocol == 44 && fragment.is_none() {
                 let Ok(header) = Ipv6FragmentHeaderSlice::from_slice(rest) else { break };
-                // Of several the outermost counts: its sender cut last.
-                if fragment.is_none() && header.is_fragmenting_payload() {
-                    let is_later = header.fragment_offset().value() > 0;
-                    fragment = Some((header.identification(), is_later));
-                    if is_later {
-                        return Self { src, dst, protocol, fragment, payload: &[] };
-                    }
-                }
+                let is_later = header.fragment_offset().value() > 0;
+                fragment =
+                    header.is_fragmenting_payload().then_some((header.identification(), is_later));
+            }
+            if fragment.is_some_and(|(_, is_later)| is_later) {
+                return Self { src, dst, protocol, fragment, payload: &[] };
             }
             let Some((next, end)) = extension(protocol, rest) else { break };
             (protocol, rest) = (next, &rest[end..]);

@@ -162,7 +162,7 @@ fn key(name: Name) -> (Name, usize) {
         Name::Flow(flow) if (flow.src, flow.ports.0) > (flow.dst, flow.ports.1) => {
             (Name::Flow(flow.reversed()), 1)
         }
-        name => (name, 0),
+        name @ (Name::Flow(_) | Name::Fragments { .. }) => (name, 0),
     }
 }
 

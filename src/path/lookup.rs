@@ -67,7 +67,8 @@ impl Lookup<'_> {
     /// The header for a first fragment, or a packet that has no flow.
     #[cold]
     fn header_of_unusual(&mut self, packet: &[u8], inner: &Inner) -> Option<StoredHeader> {
-        let header = self.flow(&inner.tuple).or_else(|| self.quoted(&packet[..inner.packet_bytes]))?;
+        let header =
+            self.flow(&inner.tuple).or_else(|| self.quoted(&packet[..inner.packet_bytes]))?;
         if inner.part == Part::FirstFragment {
             self.teach_later_fragments(packet, &header);
         }

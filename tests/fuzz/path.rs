@@ -250,7 +250,7 @@ impl Events {
         self.end_batch();
         let nanos = self.rig.now.as_nanos() + u64::from(millis) * 10_000_000;
         self.rig.now = Moment::from_nanos(nanos);
-        self.rig.path.expire(usize::MAX, self.rig.now);
+        self.rig.expire();
         self.leaving.book.is_now(self.rig.now.secs().into());
     }
 
