@@ -7,6 +7,7 @@
 
 #[cfg(gwlbtun_loom)]
 mod model;
+mod pace;
 
 #[cfg(not(gwlbtun_loom))]
 pub use crossbeam_channel::Receiver;
@@ -60,3 +61,4 @@ pub use self::model::TrySendError;
 pub use self::model::WakeCount;
 #[cfg(gwlbtun_loom)]
 pub use self::model::bounded;
+pub use self::pace::Pace;

@@ -13,12 +13,12 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("wire", &["types"]),
-    ("sync", &[]),
+    ("sync", &["types"]),
     ("flow", &["sync", "types", "wire"]),
     ("stats", &["sync", "types"]),
     ("log", &["sys", "types"]),
     ("cli", &["types"]),
-    ("path", &["flow", "stats", "types", "wire"]),
+    ("path", &["flow", "stats", "sync", "types", "wire"]),
     ("sys", &["sync", "types"]),
     ("steering", &["sys", "types"]),
     // An engine executes the plans of the path and knows nothing else of it.

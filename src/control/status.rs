@@ -391,19 +391,25 @@ mod tests {
     use crate::types::Downgrade;
     use crate::types::DropReason;
 
+    const START: Moment = Moment::from_secs(100);
+
+    /// That of a program with these flags which has just started.
+    fn status(flags: &[&str]) -> Status {
+        let words = [&["gwlbtun"], flags].concat();
+        let args = crate::cli::parse(words.into_iter().map(Into::into)).unwrap();
+        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
+        Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), START)
+    }
+
     #[test]
     fn endpoints_without_links_are_listed_while_somebody_wants_them() {
-        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
-        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
-        let start = Moment::from_secs(100);
-        let mut status =
-            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
+        let mut status = status(&[]);
         for id in 0..20 {
-            status.set_not_made(EndpointId(id), format!("endpoint {id}"), start);
+            status.set_not_made(EndpointId(id), format!("endpoint {id}"), START);
         }
         assert_eq!(status.warnings(&[]).len(), NOT_MADE_MAX, "a flood of ids is bounded");
         status.set_made(EndpointId(0));
-        let later = start.after(NOT_MADE_AGE_MAX);
+        let later = START.after(NOT_MADE_AGE_MAX);
         status.set_not_made(EndpointId(1), "endpoint 1 again".to_owned(), later);
         status.judge(&[], later);
         assert_eq!(status.warnings(&[]), ["endpoint 1 again"]);
@@ -412,19 +418,15 @@ mod tests {
 
     #[test]
     fn drops_of_an_endpoint_that_has_gone_stay_in_the_sum() {
-        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
-        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
-        let start = Moment::from_secs(100);
-        let mut status =
-            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
+        let mut status = status(&[]);
         for (number, drops) in (0..).zip([3, 4]) {
             let cells = [Arc::new(EndpointCell::default()), Arc::new(EndpointCell::default())];
             cells[0].decap_drops.add(DropReason::TunDown, drops);
             cells[1].encap_drops.add(DropReason::FlowUnknown, drops);
-            status.add_endpoint(EndpointId(number), cells.to_vec(), start);
+            status.add_endpoint(EndpointId(number), cells.to_vec(), START);
         }
         for _ in 0..2 {
-            let drops = status.page(&[], start).drops();
+            let drops = status.page(&[], START).drops();
             assert_eq!(drops.get(DropReason::TunDown), 7);
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
@@ -433,29 +435,20 @@ mod tests {
 
     #[test]
     fn what_a_worker_does_without_is_a_warning() {
-        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
-        let settings = Settings::new(&args, &Host { cpus: vec![0], ram_bytes: 1 << 30 }).unwrap();
-        let start = Moment::from_secs(100);
-        let mut status =
-            Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
+        let mut status = status(&[]);
         status.downgrades.add(WorkerId(3), Downgrade::UdpGso, crate::sys::Errno::EIO);
-        assert!(!status.page(&[], start).offload.udp_gso && status.offload.udp_gso);
-        status.judge(&[], start);
+        assert!(!status.page(&[], START).offload.udp_gso && status.offload.udp_gso);
+        status.judge(&[], START);
         assert_eq!(status.warnings(&[]).len(), 1);
-        assert_eq!(status.reasons(&[], start), [""; 0]);
+        assert_eq!(status.reasons(&[], START), [""; 0]);
     }
 
     #[test]
     fn where_nothing_is_returned_nobody_is_a_stranger() {
-        let host = Host { cpus: vec![0], ram_bytes: 1 << 30 };
-        let start = Moment::from_secs(100);
-        let later = start.after(Duration::from_hours(1));
-        for (flags, strangers) in [(&["gwlbtun"][..], 1), (&["gwlbtun", "--no-return"], 0)] {
-            let args = crate::cli::parse(flags.iter().map(|&flag| flag.into())).unwrap();
-            let settings = Settings::new(&args, &host).unwrap();
-            let mut status =
-                Status::new(&settings, Spreading::of_one_worker(), None, Arc::default(), start);
-            status.add_endpoint(EndpointId(1), vec![Arc::default()], start);
+        let later = START.after(Duration::from_hours(1));
+        for (flags, strangers) in [(&[][..], 1), (&["--no-return"], 0)] {
+            let mut status = status(flags);
+            status.add_endpoint(EndpointId(1), vec![Arc::default()], START);
             let idle = status.idle_strangers(Duration::from_mins(1), later);
             assert_eq!(idle.len(), strangers, "{flags:?}");
         }

@@ -7,7 +7,6 @@ use arrayvec::ArrayVec;
 use super::Path;
 use super::clamp::clamp_mss;
 use super::endpoints::Endpoint;
-use super::errors::ErrorBudget;
 use super::lookup::Lookup;
 use super::plan::BufferId;
 use super::plan::Buffers;
@@ -19,6 +18,7 @@ use super::sends::Datagram;
 use super::sends::Sends;
 use crate::flow::HEADER_BYTES_MAX;
 use crate::flow::StoredHeader;
+use crate::sync::Pace;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
 use crate::types::GENEVE_PORT;
@@ -244,7 +244,7 @@ struct Returning<'a, B> {
     endpoint: &'a Endpoint,
     lookup: Lookup<'a>,
     sends: &'a mut Sends,
-    errors: &'a mut ErrorBudget,
+    errors: &'a Pace,
     buffers: &'a mut B,
     plan: &'a mut Plan,
 }

@@ -20,7 +20,6 @@ mod coalesce;
 mod decap;
 mod encap;
 mod endpoints;
-mod errors;
 mod hold;
 mod lookup;
 pub mod plan;
@@ -28,6 +27,7 @@ mod sends;
 mod waiting;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coalesce::Coalescer;
 pub use decap::Arrived;
@@ -40,7 +40,6 @@ pub use encap::packet_in;
 pub use encap::prepend_udp_header;
 pub use endpoints::Endpoint;
 use endpoints::Endpoints;
-use errors::ErrorBudget;
 use hold::HoldArena;
 use lookup::Answers;
 use plan::Buffers;
@@ -53,6 +52,7 @@ use crate::flow::Removed;
 use crate::flow::Tally;
 use crate::flow::Ttl;
 use crate::stats::WorkerCell;
+use crate::sync::Pace;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::EndpointRef;
@@ -68,6 +68,12 @@ pub use crate::wire::gwlb::Profile;
 /// for every flow of the batch, and a send for every segment of a frame. (Where each segment is a
 /// send, no send is open besides.)
 pub const PLAN_JOBS_MIN: usize = coalesce::FLOWS_MAX as usize + encap::FRAME_JOBS_SINGLY;
+
+/// Errors that one worker sends at once, and how long it takes until there is another: what Linux
+/// allows itself (`net.ipv4.icmp_msgs_burst`, `icmp_msgs_per_sec`). RFC 4443 §2.4 (f) wants a
+/// limit.
+const ERRORS_AT_ONCE: u32 = 50;
+const ERROR_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Most fragments that wait for their first one.
 pub const WAITING_MAX: usize = waiting::FRAGMENTS_MAX;
@@ -88,7 +94,8 @@ pub struct Path {
     sends: Sends,
     answers: Answers,
     waiting: WaitingRoom,
-    errors: ErrorBudget,
+    /// When the next error of our own may go out.
+    errors: Pace,
     /// Why a packet was last dropped, until somebody asks.
     last_drop: Option<DropReason>,
     /// The shard that [`Self::expire`] looks at, and the step to the next one of this worker.
@@ -112,7 +119,7 @@ impl Path {
             sends: Sends::new(offload.udp_gso),
             answers: lookup::no_answers(),
             waiting: WaitingRoom::new(),
-            errors: ErrorBudget::default(),
+            errors: Pace::new(ERRORS_AT_ONCE, ERROR_INTERVAL),
             endpoints: Endpoints::new(endpoints_max),
             hold: HoldArena::new(),
             shard: worker % flows.shards(),

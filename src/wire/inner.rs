@@ -103,7 +103,7 @@ pub fn later_fragments(packet: &[u8]) -> Option<FiveTuple> {
 /// The tuple of the packet that an ICMP error is about, in the direction in which that packet
 /// went. Nothing if the packet is no ICMP error, or quotes too little to say.
 pub fn quoted(packet: &[u8]) -> Option<FiveTuple> {
-    Layers::of(packet)?.quoted().map(|quoted| quoted.tuple_unquoted())
+    Layers::of(packet)?.quoted()
 }
 
 /// Whether bytes that begin with a packet are an ICMP error, whatever it quotes.
@@ -221,7 +221,7 @@ impl<'a> Layers<'a> {
     }
 
     fn icmp(&self) -> FiveTuple {
-        let quoted = self.quoted().map(|quoted| quoted.tuple_unquoted());
+        let quoted = self.quoted();
         self.with_ports(quoted.map_or((0, 0), |quoted| (quoted.src_port, quoted.dst_port)))
     }
 
@@ -244,9 +244,10 @@ impl<'a> Layers<'a> {
         tuple(self.addresses, self.protocol, ports)
     }
 
-    /// The packet that this one, an ICMP error, is about.
-    fn quoted(&self) -> Option<Self> {
-        Self::of(self.quote()?).filter(|quoted| quoted.family() == self.family())
+    /// The tuple of the packet that this one, an ICMP error, is about.
+    fn quoted(&self) -> Option<FiveTuple> {
+        let quoted = Self::of(self.quote()?)?;
+        (quoted.family() == self.family()).then(|| quoted.tuple_unquoted())
     }
 
     /// What this packet quotes, if it is an ICMP error.

@@ -11,6 +11,7 @@ use crate::sync::AtomicBool;
 use crate::sync::AtomicU32;
 use crate::sync::AtomicU64;
 use crate::sync::Ordering;
+use crate::sync::Pace;
 use crate::types::DropReason;
 use crate::types::EndpointId;
 use crate::types::Moment;
@@ -129,33 +130,6 @@ impl Admission {
     pub fn first_denied(&self) -> Option<EndpointId> {
         let id = self.denied.load(Ordering::Relaxed);
         (id != NOBODY).then_some(EndpointId(id))
-    }
-}
-
-/// So many at once, then one per interval (generic cell rate algorithm, ITU-T I.371 annex A: one
-/// counter instead of a token bucket's two).
-#[derive(Debug)]
-struct Pace {
-    /// Theoretical arrival time of the next one, nanoseconds.
-    due: AtomicU64,
-    interval_nanos: u64,
-    tolerance_nanos: u64,
-}
-
-impl Pace {
-    fn new(burst: u32, interval: Duration) -> Self {
-        let interval_nanos = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
-        let tolerance_nanos = interval_nanos.saturating_mul(u64::from(burst.saturating_sub(1)));
-        Self { due: AtomicU64::new(0), interval_nanos, tolerance_nanos }
-    }
-
-    /// Takes one, if it is time.
-    fn take(&self, now: Moment) -> bool {
-        let now = now.as_nanos();
-        let latest = now.saturating_add(self.tolerance_nanos);
-        let next =
-            |due: u64| (due <= latest).then(|| due.max(now).saturating_add(self.interval_nanos));
-        self.due.try_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::faults::expect_quiet_page;
+use super::faults::ping_both;
 use crate::sim::gwlb::Config;
 use crate::support::clock::Deadline;
 use crate::support::clock::Stopwatch;
@@ -15,7 +17,6 @@ use crate::support::lab::Lab;
 use crate::support::lab::endpoint_id;
 use crate::support::packets;
 use crate::support::packets::V4;
-use crate::support::packets::V6;
 use crate::support::process::run;
 
 const GWI: &str = "gwi-5bqWvzLwwkk";
@@ -40,12 +41,6 @@ fn until_back(injector: &mut Injector, endpoint: usize) {
     while injector.receive(Duration::from_millis(50)).is_some() {}
 }
 
-fn ping_both(injector: &mut Injector, endpoint: usize, sequence: u16) {
-    for path in [V4, V6] {
-        injector.exchange(endpoint_id(endpoint), &packets::ping(path, sequence, b"alive"));
-    }
-}
-
 /// Requires that the program takes less than half of one core for a while: a thread that spins
 /// takes all of one.
 fn expect_no_spin(engine: &Engine) {
@@ -54,16 +49,6 @@ fn expect_no_spin(engine: &Engine) {
     let ticks = engine.cpu_ticks() - before;
     eprintln!("{ticks} ticks of CPU time in 2 s");
     assert!(ticks < 100, "{ticks} ticks of CPU time in 2 s: something spins");
-}
-
-/// Requires a page without a drop, a warning, or a reason for a 503.
-fn expect_quiet_page(engine: &Engine) {
-    let page = engine.status();
-    assert_eq!(page["healthy"], true, "{page}");
-    for list in ["warnings", "reasons"] {
-        assert_eq!(page[list].as_array().map(Vec::len), Some(0), "{page}");
-    }
-    assert_eq!(page["drops"].as_object().map(serde_json::Map::len), Some(0), "{page}");
 }
 
 /// Hooks that write down their arguments and do as passthrough.

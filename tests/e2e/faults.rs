@@ -28,7 +28,7 @@ use crate::support::process::finish;
 use crate::support::process::ordinary_user;
 use crate::support::process::run;
 
-fn ping_both(injector: &mut Injector, endpoint: usize, sequence: u16) {
+pub(super) fn ping_both(injector: &mut Injector, endpoint: usize, sequence: u16) {
     for path in [V4, V6] {
         injector.exchange(endpoint_id(endpoint), &packets::ping(path, sequence, b"alive"));
     }
@@ -41,8 +41,8 @@ fn use_ports(injector: &mut Injector, endpoint: usize, ports: std::ops::Range<u1
     }
 }
 
-/// Nothing is dropped, nothing to warn of, no reason for a 503.
-fn expect_quiet_page(engine: &Engine) {
+/// Requires a page without a drop, a warning, or a reason for a 503.
+pub(super) fn expect_quiet_page(engine: &Engine) {
     let page = engine.status();
     assert_eq!(page["healthy"], true, "{page}");
     for list in ["warnings", "reasons"] {
