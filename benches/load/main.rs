@@ -114,6 +114,9 @@ struct Args {
     /// Switches GRO, and with it NAPI, off at the target's veth.
     #[arg(long)]
     no_gro: bool,
+    /// Rules that match nothing, which the link compares each frame with: an inspection's cost.
+    #[arg(long, default_value_t = 0)]
+    rules: u16,
     /// Instead: added latency at 10,000 packets/s and at half of what the slowest target returns.
     #[arg(long, conflicts_with_all = ["pps", "idle"])]
     latency: bool,
@@ -205,6 +208,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         peer: args.peer.clone(),
         ours_args: args.ours_with.clone(),
         variant_args: args.variant_with.clone(),
+        rules: args.rules,
     };
     if let Some(flows) = args.memory {
         engines.retain(|engine| engine.is_ours() || *engine == Engine::Peer);

@@ -80,6 +80,8 @@ pub(crate) struct Programs {
     pub(crate) ours_args: Vec<String>,
     /// Instead of them, for the variant of ours.
     pub(crate) variant_args: Vec<String>,
+    /// Rules that match nothing, which each frame is compared with on its way.
+    pub(crate) rules: u16,
 }
 
 impl Programs {
@@ -131,6 +133,7 @@ impl Target {
             Engine::RelayMerge | Engine::RelayUring | Engine::RelaySyscalls => Stdio::piped(),
             Engine::Ours | Engine::Variant | Engine::Peer => Stdio::null(),
         };
+        command.env("GWLBTUN_BENCH_RULES", programs.rules.to_string());
         let child = command.stdin(Stdio::piped()).stdout(output).spawn()?;
         let mut target = Self { engine, child };
         match engine {
