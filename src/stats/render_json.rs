@@ -15,8 +15,11 @@
 //! at the top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and
 //! count; only reasons that occurred are listed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::Serializer;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -35,31 +38,40 @@ use crate::types::Side;
 
 /// Renders the page in the shape of 3.0, compact and with sorted keys.
 pub fn render(page: &Page) -> String {
-    document(page, eni).to_string()
+    document(page, Eni::new, rest(page))
 }
 
 /// Renders the page in the shape of 3.2, compact and with sorted keys.
 pub fn render_v3_2(page: &Page) -> String {
-    let mut document = document(page, eni_v3_2);
-    document["summary"] = summary(page);
-    document.to_string()
+    let mut rest = rest(page);
+    rest["summary"] = summary(page);
+    document(page, EniV3_2::new, rest)
 }
 
-fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
+/// The document. There may be thousands of endpoints: each row goes straight into the text. `rest`
+/// are the keys behind "enis".
+#[derive(Serialize)]
+struct Document<'a, Row> {
+    drops: Drops<'a>,
+    enis: Vec<Row>,
+    #[serde(flatten)]
+    rest: Value,
+}
+
+fn document<'a, Row: Serialize>(
+    page: &'a Page,
+    row: impl Fn(&'a Page, &'a EndpointRow) -> Row,
+    rest: Value,
+) -> String {
+    let drops = page.drops();
+    let enis = page.endpoints.iter().map(|endpoint| row(page, endpoint)).collect();
+    let document = Document { drops: Drops(&drops), enis, rest };
+    serde_json::to_string(&document).expect("all keys are strings")
+}
+
+fn rest(page: &Page) -> Value {
     let threads: Vec<Value> = page.workers.iter().enumerate().map(udp_thread).collect();
-    let enis = page.endpoints.iter().map(|endpoint| {
-        let mut row = eni(page, endpoint);
-        if page.no_return
-            && let Value::Object(row) = &mut row
-        {
-            row.retain(|key, _| key != "tunnelOut" && !key.contains("FlowCache"));
-        }
-        row
-    });
-    let enis: Vec<Value> = enis.collect();
-    let mut document = json!({
-        "drops": drops(&page.drops()),
-        "enis": enis,
+    let mut rest = json!({
         "healthy": page.healthy,
         "hookFailures": page.hook_failures,
         "offload": offload(page),
@@ -71,9 +83,9 @@ fn document(page: &Page, eni: impl Fn(&Page, &EndpointRow) -> Value) -> Value {
         "warnings": page.warnings,
     });
     for (name, count) in page.flow_events() {
-        document[name] = count.into();
+        rest[name] = count.into();
     }
-    document
+    rest
 }
 
 fn offload(page: &Page) -> Value {
@@ -129,91 +141,193 @@ fn udp_thread((number, worker): (usize, &WorkerRow)) -> Value {
     })
 }
 
-fn eni(page: &Page, endpoint: &EndpointRow) -> Value {
-    let counters = &endpoint.counters;
-    let cache = |family, kinds: &[FlowKind]| {
-        json!([
-            ["cacheName", cache_name(family, endpoint.id)],
-            ["size", counters.flows.sum(kinds)],
-            ["timedOut", endpoint.flows_timed_out.sum(kinds)],
-            "idleTimeoutSecs",
-            page.tcp_idle.as_secs(),
-        ])
-    };
-    json!({
-        "decapDrops": drops(&counters.decap_drops),
-        "encapDrops": drops(&counters.encap_drops),
-        "eniStr": endpoint.id.to_string(),
-        "packetTooBigSent": counters.too_big_sent,
-        "tunnelIn": tunnel(page, endpoint, Side::Gwi),
-        "tunnelOut": tunnel(page, endpoint, Side::Gwo),
-        "v4FlowCache": cache("IPv4", &FlowKind::V4),
-        "v6FlowCache": cache("IPv6", &FlowKind::V6),
-    })
+/// An endpoint, as 3.0 has it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Eni<'a> {
+    decap_drops: Drops<'a>,
+    encap_drops: Drops<'a>,
+    #[serde(rename = "eniStr")]
+    id: String,
+    packet_too_big_sent: u64,
+    tunnel_in: Tunnel,
+    #[serde(flatten)]
+    returning: Option<Returning>,
 }
 
-fn eni_v3_2(page: &Page, endpoint: &EndpointRow) -> Value {
-    let counters = &endpoint.counters;
-    let cache = |kind: FlowKind| {
-        json!({
-            "cacheName": cache_name_v3_2(kind, endpoint.id),
-            "idleTimeoutSecs": page.idle_of(kind).as_secs(),
-            "size": counters.flows.get(kind),
-            "timedOut": endpoint.flows_timed_out.get(kind),
-        })
-    };
-    json!({
-        "bytesOut": counters.to_gwi.bytes,
-        "decapDrops": drops(&counters.decap_drops),
-        "encapDrops": drops(&counters.encap_drops),
-        "gwlbEndpointId": format!("vpce-{}", endpoint.id),
-        "healthy": page.serves(endpoint),
-        "packetTooBigSent": counters.too_big_sent,
-        "pktsDropped": counters.decap_drops.total(),
-        "pktsOut": counters.to_gwi.packets,
-        "secsSinceLastPacket": secs(endpoint.quiet_to_gwi),
-        "tunnelIn": tunnel(page, endpoint, Side::Gwi),
-        "tunnelOut": tunnel(page, endpoint, Side::Gwo),
-        "v4FlowCacheOther": cache(FlowKind::V4Other),
-        "v4FlowCacheTcp": cache(FlowKind::V4Tcp),
-        "v4FlowCacheUdp": cache(FlowKind::V4Udp),
-        "v6FlowCacheOther": cache(FlowKind::V6Other),
-        "v6FlowCacheTcp": cache(FlowKind::V6Tcp),
-        "v6FlowCacheUdp": cache(FlowKind::V6Udp),
-    })
+/// What there is only where packets are returned.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Returning {
+    tunnel_out: Tunnel,
+    v4_flow_cache: Cache,
+    v6_flow_cache: Cache,
 }
 
-fn tunnel(page: &Page, endpoint: &EndpointRow, side: Side) -> Value {
-    let (written, quiet) = endpoint.written(side);
-    let workers = page.workers.iter().zip(&endpoint.reads).enumerate();
-    let threads = workers.map(|(number, (worker, reads))| {
-        let queue = reads[side.index()];
-        json!({
-            "bytesIn": queue.read.bytes,
-            "healthy": worker.healthy && endpoint.healthy,
-            "pktsIn": queue.read.packets,
-            "secsSincelastPacket": secs(queue.quiet),
-            "threadId": worker.thread_id,
-            "threadNumber": number,
-            "valid": true,
-        })
-    });
-    json!({
-        "bytesOut": written.bytes,
-        "devname": endpoint.link(side).as_str(),
-        "pktsOut": written.packets,
-        "queueDrops": endpoint.queue_drops[side.index()],
-        "secsSincelastPacket": secs(quiet),
-        "threads": threads.collect::<Vec<_>>(),
-    })
+/// Name, size, flows that timed out, and the time of that: arrays where 3.2 has objects.
+type Cache = ((&'static str, String), (&'static str, u64), (&'static str, u64), &'static str, u64);
+
+impl<'a> Eni<'a> {
+    fn new(page: &'a Page, endpoint: &'a EndpointRow) -> Self {
+        let counters = &endpoint.counters;
+        let cache = |family, kinds: &[FlowKind]| {
+            (
+                ("cacheName", cache_name(family, endpoint.id)),
+                ("size", counters.flows.sum(kinds)),
+                ("timedOut", endpoint.flows_timed_out.sum(kinds)),
+                "idleTimeoutSecs",
+                page.tcp_idle.as_secs(),
+            )
+        };
+        Self {
+            decap_drops: Drops(&counters.decap_drops),
+            encap_drops: Drops(&counters.encap_drops),
+            id: endpoint.id.to_string(),
+            packet_too_big_sent: counters.too_big_sent,
+            tunnel_in: Tunnel::new(page, endpoint, Side::Gwi),
+            returning: (!page.no_return).then(|| Returning {
+                tunnel_out: Tunnel::new(page, endpoint, Side::Gwo),
+                v4_flow_cache: cache("IPv4", &FlowKind::V4),
+                v6_flow_cache: cache("IPv6", &FlowKind::V6),
+            }),
+        }
+    }
 }
 
-fn drops(drops: &DropsSnapshot) -> Value {
-    drops
-        .occurred()
-        .map(|(reason, count)| (reason.name().to_owned(), Value::from(count)))
-        .collect::<Map<_, _>>()
-        .into()
+/// An endpoint, as 3.2 has it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EniV3_2<'a> {
+    bytes_out: u64,
+    decap_drops: Drops<'a>,
+    encap_drops: Drops<'a>,
+    gwlb_endpoint_id: String,
+    healthy: bool,
+    packet_too_big_sent: u64,
+    pkts_dropped: u64,
+    pkts_out: u64,
+    secs_since_last_packet: f64,
+    tunnel_in: Tunnel,
+    #[serde(flatten)]
+    returning: Option<ReturningV3_2>,
+}
+
+/// What there is only where packets are returned.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReturningV3_2 {
+    tunnel_out: Tunnel,
+    v4_flow_cache_other: CacheV3_2,
+    v4_flow_cache_tcp: CacheV3_2,
+    v4_flow_cache_udp: CacheV3_2,
+    v6_flow_cache_other: CacheV3_2,
+    v6_flow_cache_tcp: CacheV3_2,
+    v6_flow_cache_udp: CacheV3_2,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CacheV3_2 {
+    cache_name: String,
+    idle_timeout_secs: u64,
+    size: u64,
+    timed_out: u64,
+}
+
+impl<'a> EniV3_2<'a> {
+    fn new(page: &'a Page, endpoint: &'a EndpointRow) -> Self {
+        let counters = &endpoint.counters;
+        let cache = |kind: FlowKind| CacheV3_2 {
+            cache_name: cache_name_v3_2(kind, endpoint.id),
+            idle_timeout_secs: page.idle_of(kind).as_secs(),
+            size: counters.flows.get(kind),
+            timed_out: endpoint.flows_timed_out.get(kind),
+        };
+        Self {
+            bytes_out: counters.to_gwi.bytes,
+            decap_drops: Drops(&counters.decap_drops),
+            encap_drops: Drops(&counters.encap_drops),
+            gwlb_endpoint_id: format!("vpce-{}", endpoint.id),
+            healthy: page.serves(endpoint),
+            packet_too_big_sent: counters.too_big_sent,
+            pkts_dropped: counters.decap_drops.total(),
+            pkts_out: counters.to_gwi.packets,
+            secs_since_last_packet: secs(endpoint.quiet_to_gwi),
+            tunnel_in: Tunnel::new(page, endpoint, Side::Gwi),
+            returning: (!page.no_return).then(|| ReturningV3_2 {
+                tunnel_out: Tunnel::new(page, endpoint, Side::Gwo),
+                v4_flow_cache_other: cache(FlowKind::V4Other),
+                v4_flow_cache_tcp: cache(FlowKind::V4Tcp),
+                v4_flow_cache_udp: cache(FlowKind::V4Udp),
+                v6_flow_cache_other: cache(FlowKind::V6Other),
+                v6_flow_cache_tcp: cache(FlowKind::V6Tcp),
+                v6_flow_cache_udp: cache(FlowKind::V6Udp),
+            }),
+        }
+    }
+}
+
+/// A link of an endpoint.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tunnel {
+    bytes_out: u64,
+    devname: String,
+    pkts_out: u64,
+    queue_drops: u64,
+    secs_sincelast_packet: f64,
+    threads: Vec<TunnelThread>,
+}
+
+/// A worker's queue of a link.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TunnelThread {
+    bytes_in: u64,
+    healthy: bool,
+    pkts_in: u64,
+    secs_sincelast_packet: f64,
+    thread_id: u32,
+    thread_number: usize,
+    valid: bool,
+}
+
+impl Tunnel {
+    fn new(page: &Page, endpoint: &EndpointRow, side: Side) -> Self {
+        let (written, quiet) = endpoint.written(side);
+        let workers = page.workers.iter().zip(&endpoint.reads).enumerate();
+        let threads = workers.map(|(thread_number, (worker, reads))| {
+            let queue = reads[side.index()];
+            TunnelThread {
+                bytes_in: queue.read.bytes,
+                healthy: worker.healthy && endpoint.healthy,
+                pkts_in: queue.read.packets,
+                secs_sincelast_packet: secs(queue.quiet),
+                thread_id: worker.thread_id,
+                thread_number,
+                valid: true,
+            }
+        });
+        Self {
+            bytes_out: written.bytes,
+            devname: endpoint.link(side).as_str().to_owned(),
+            pkts_out: written.packets,
+            queue_drops: endpoint.queue_drops[side.index()],
+            secs_sincelast_packet: secs(quiet),
+            threads: threads.collect(),
+        }
+    }
+}
+
+/// Those that occurred, as an object of reasons and counts.
+struct Drops<'a>(&'a DropsSnapshot);
+
+impl Serialize for Drops<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sorted: BTreeMap<_, _> =
+            self.0.occurred().map(|(reason, count)| (reason.name(), count)).collect();
+        serializer.collect_map(sorted)
+    }
 }
 
 /// Seconds to the millisecond, as the reference program has them.

@@ -9,6 +9,7 @@ use std::net::SocketAddrV4;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -58,10 +59,17 @@ pub(crate) struct Deeds {
     pub(crate) head_bytes: usize,
 }
 
+/// [`Deeds`] until now.
+#[derive(Debug, Default)]
+struct Told {
+    connections: AtomicU64,
+    head_bytes: AtomicUsize,
+}
+
 /// A crowd at work until this is dropped or [`Self::finish`]ed.
 #[derive(Debug)]
 pub(crate) struct Crowd {
-    head_bytes: Arc<AtomicUsize>,
+    told: Arc<Told>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<Deeds>>,
 }
@@ -93,19 +101,24 @@ impl Crowd {
         });
         let mut clients: Vec<_> = clients.collect();
         let (stop, stopped) = mpsc::channel();
-        let head_bytes = Arc::new(AtomicUsize::new(0));
-        let told = Arc::clone(&head_bytes);
+        let told = Arc::new(Told::default());
+        let telling = Arc::clone(&told);
         let namespace = namespace.clone();
         let thread = std::thread::spawn(move || {
-            let work = move || Ok(rounds(&mut clients, source, target, &stopped, &told));
+            let work = move || Ok(rounds(&mut clients, source, target, &stopped, &telling));
             namespace.enter(work).expect("the namespace is there")
         });
-        Self { head_bytes, stop: Some(stop), thread: Some(thread) }
+        Self { told, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Bytes of heads sent until now.
     pub(crate) fn head_bytes(&self) -> usize {
-        self.head_bytes.load(Ordering::Relaxed)
+        self.told.head_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Connections made until now.
+    pub(crate) fn connections(&self) -> u64 {
+        self.told.connections.load(Ordering::Relaxed)
     }
 
     /// Sends it home.
@@ -130,14 +143,15 @@ fn rounds(
     source: Ipv4Addr,
     target: SocketAddrV4,
     stopped: &mpsc::Receiver<()>,
-    head_bytes: &AtomicUsize,
+    told: &Told,
 ) -> Deeds {
     let mut deeds = Deeds::default();
     while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
         for client in &mut *clients {
             client.act(source, target, &mut deeds);
         }
-        head_bytes.store(deeds.head_bytes, Ordering::Relaxed);
+        told.connections.store(deeds.connections, Ordering::Relaxed);
+        told.head_bytes.store(deeds.head_bytes, Ordering::Relaxed);
     }
     deeds
 }
