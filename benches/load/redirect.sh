@@ -12,4 +12,5 @@ set -eu
 tc qdisc add dev "$2" clsact
 rule="filter add dev $2 ingress protocol all prio 1 u32 match u32 0xffffffff 0xffffffff at 0"
 seq "${GWLBTUN_BENCH_RULES:-0}" | sed "s/.*/$rule/" | tc -batch -
-tc filter add dev "$2" ingress protocol all prio 2 u32 match u32 0 0 action mirred egress redirect dev "$3"
+tc filter add dev "$2" ingress protocol all prio 2 u32 match u32 0 0 \
+    action mirred egress redirect dev "$3"
