@@ -14,19 +14,7 @@
 # Running CREATE or DESTROY twice does no harm; a CREATE that fails leaves nothing.
 . "$(dirname "$0")/hook-lib.sh"
 
-create() {
-    new_number
-    table=$((60810000 + number))
-    no_reverse_path_filter
-    forward_ipv4_from "$mine" "$gwi"
-    try ip route add default dev "$gwo" table "$table"
-    try ip rule add iif "$gwi" lookup "$table" priority 6081
-    if has_ipv6; then
-        forward_ipv6
-        try ip -6 route add default dev "$gwo" table "$table"
-        try ip -6 rule add iif "$gwi" lookup "$table" priority 6081
-    fi
-}
+create() { route_through; }
 
 undo() {
     [ -z "$number" ] || forget_table $((60810000 + number))

@@ -172,6 +172,24 @@ forget_table() {
     done
 }
 
+# What comes in by gwi leaves by gwo: a routing table of the endpoint's own, so that endpoints may
+# use the same addresses.
+route_through() {
+    new_number
+    no_reverse_path_filter
+    forward_ipv4_from "$mine" "$gwi"
+    route_family_through -4
+    if has_ipv6; then
+        forward_ipv6
+        route_family_through -6
+    fi
+}
+
+route_family_through() {
+    try ip "$1" route add default dev "$gwo" table $((60810000 + number))
+    try ip "$1" rule add iif "$gwi" lookup $((60810000 + number)) priority 6081
+}
+
 has_ipv6() { [ "$(cat "/proc/sys/net/ipv6/conf/$gwo/disable_ipv6" 2>/dev/null)" = 0 ]; }
 
 # ---- Rules of nft are in a table of the endpoint's own, those of iptables have its name as

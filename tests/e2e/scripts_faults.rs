@@ -16,8 +16,17 @@ use crate::support::kernel_state::wait_for_address;
 use crate::support::lab::Lab;
 use crate::support::process::run;
 
-const SCRIPTS: [&str; 7] =
-    ["passthrough", "route", "nat", "nat-overlapping", "local", "shape", "netns"];
+const SCRIPTS: [&str; 9] = [
+    "passthrough",
+    "route",
+    "nat",
+    "nat-overlapping",
+    "local",
+    "shape",
+    "netns",
+    "suricata",
+    "proxy",
+];
 
 const A: [&str; 3] = ["gwi-A", "gwo-A", "02b8ee1d4db0c51c4"];
 const B: [&str; 3] = ["gwi-B", "gwo-B", "02b8ee1d4db0c51c5"];
@@ -174,7 +183,7 @@ fn destroy_undoes_create_exactly() {
 
 #[test]
 fn destroy_undoes_create_exactly_with_iptables() {
-    for name in ["nat-overlapping", "local"] {
+    for name in ["nat-overlapping", "local", "suricata"] {
         there_and_back(name, &[("FIREWALL", "iptables")]);
     }
 }
@@ -188,7 +197,7 @@ fn destroy_undoes_create_exactly_where_a_way_out_is_mapped() {
 /// The program was killed, so its links went without a DESTROY, and it starts again.
 #[test]
 fn what_a_crash_left_is_taken_up() {
-    for name in ["passthrough", "route", "nat", "local", "shape"] {
+    for name in ["passthrough", "route", "nat", "local", "shape", "suricata", "proxy"] {
         let bench = Bench::new();
         // Links that come while IPv6 is forwarded keep what was the default then.
         let state = || {
@@ -281,6 +290,12 @@ fn a_failing_step_leaves_nothing_of_passthrough_route_and_shape() {
 }
 
 #[test]
+fn a_failing_step_leaves_nothing_of_suricata_and_proxy() {
+    no_step_leaves_half("suricata", &[("SURICATA_QUEUES", "0-3")]);
+    no_step_leaves_half("proxy", &[("PROXY_DOWN", "refuse")]);
+}
+
+#[test]
 fn a_failing_step_leaves_nothing_of_nat() {
     no_step_leaves_half("nat", &[]);
 }
@@ -349,6 +364,8 @@ fn missing_tools_are_told_in_a_line() {
         ("shape", &basic, "", "tc is missing; install the package iproute2"),
         ("route", &basic, "", "ip is missing; install the package iproute2"),
         ("netns", &basic, "", "ip is missing; install the package iproute2"),
+        ("proxy", &basic, "", "nft is missing; install the package nftables"),
+        ("suricata", &without_filters, "", "iptables-restore is missing; install the package"),
         ("nat", &without_filters, "", "iptables-restore is missing; install the package iptables"),
         ("nat", &without_filters, "nft", "nft is missing; install the package nftables"),
         ("local", &without_filters, "", "better nftables"),
@@ -367,13 +384,21 @@ fn settings_that_make_no_sense_are_told_in_a_line() {
     let bench = Bench::new();
     let before = bench.state();
     let unknown = format!("{} eth7", A[2]);
-    let refusals: [(&str, (&str, &str), &str); 7] = [
+    let refusals: [(&str, (&str, &str), &str); 15] = [
         ("nat", ("FIREWALL", "pf"), "FIREWALL is nft or iptables"),
         ("nat", ("NAT_INTERFACE", "eth7"), "no link eth7"),
         ("nat-overlapping", ("NAT_MAP", &unknown), "eth7"),
         ("local", ("LOCAL_ADDRESSES", "198.51.100.10 nonsense"), "nonsense"),
         ("shape", ("SHAPE_RATE", "fast"), "fast"),
         ("netns", ("NETNS_PREFIX", "no/where/"), "no/where/"),
+        ("suricata", ("SURICATA_QUEUES", "all"), "SURICATA_QUEUES"),
+        ("suricata", ("SURICATA_QUEUES", "1-"), "SURICATA_QUEUES"),
+        ("suricata", ("SURICATA_QUEUES", "3-0"), "wrong way round"),
+        ("suricata", ("SURICATA_DOWN", "open"), "SURICATA_DOWN is pass or drop"),
+        ("suricata", ("FIREWALL", "pf"), "FIREWALL is nft or iptables"),
+        ("proxy", ("PROXY_DOWN", "drop"), "PROXY_DOWN is pass or refuse"),
+        ("proxy", ("PROXY_PORTS", "80"), "PROXY_PORTS"),
+        ("proxy", ("PROXY_PORTS", "80:3129 http:3130"), "PROXY_PORTS"),
         ("route", ("GWLBTUN_STATE_DIR", "/proc/no"), "GWLBTUN_STATE_DIR"),
     ];
     for (name, setting, word) in refusals {
