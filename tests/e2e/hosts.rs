@@ -117,11 +117,8 @@ fn ping_and_download_with_datagrams_merged_by_the_link() {
     }
 }
 
-#[test]
-fn dns_over_udp() {
-    let lab = Lab::new(1, Config::default());
-    let _engine = Engine::passthrough(&lab, &[]);
-    let simulator = lab.simulator();
+/// Names and addresses of a server, asked for over UDP.
+pub(super) fn resolve(lab: &Lab) {
     let options = [
         "--no-daemon",
         "--conf-file=/dev/null",
@@ -150,6 +147,14 @@ fn dns_over_udp() {
             assert_eq!(printed.trim(), answer);
         }
     }
+}
+
+#[test]
+fn dns_over_udp() {
+    let lab = Lab::new(1, Config::default());
+    let _engine = Engine::passthrough(&lab, &[]);
+    let simulator = lab.simulator();
+    resolve(&lab);
     simulator.stop_clean();
 }
 

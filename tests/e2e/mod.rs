@@ -13,6 +13,7 @@
 //! | [`flows`] | whose flows stay in a full table, who may teach one, other clouds, no way back |
 //! | [`headers`] | which GENEVE header a packet returns in |
 //! | [`hooks`] | what a hook gets, and what one that misbehaves cannot do |
+//! | [`inspection`] | the example hooks with Suricata and HAProxy, and what passes |
 //! | [`lifecycle`] | teardown, re-creation, signals, nothing left |
 //! | [`http`] | the health port's HTTP |
 //! | [`crowds`] | the health port among clients that mean no good |
@@ -52,6 +53,7 @@ mod health;
 mod hooks;
 mod hosts;
 mod http;
+mod inspection;
 mod lifecycle;
 mod logs;
 mod many_endpoints;

@@ -43,17 +43,17 @@ pub(super) fn script(name: &str) -> String {
 }
 
 /// An engine that runs one of the scripts, and the target as it was before.
-struct Scene {
+pub(super) struct Scene {
     engine: Engine,
     simulator: Option<Simulator>,
     before: String,
-    lab: Lab,
+    pub(super) lab: Lab,
 }
 
 impl Scene {
     /// Two endpoints whose hosts have the same addresses. The target filters reverse paths and
     /// forwards nothing, as many distributions have it; `environment` is the script's.
-    fn begin(name: &str, environment: &[(&str, &str)]) -> Self {
+    pub(super) fn begin(name: &str, environment: &[(&str, &str)]) -> Self {
         let lab = Lab::new(2, Config::default());
         let simulator = lab.simulator();
         add_outside(&lab, 2);
@@ -69,12 +69,12 @@ impl Scene {
         Self { engine, simulator: Some(simulator), before, lab }
     }
 
-    fn target(&self) -> Namespace {
+    pub(super) fn target(&self) -> Namespace {
         self.lab.topology.target()
     }
 
     /// The program ends with its endpoints, and all is as it was.
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         let log = self.engine.log();
         assert!(!log.contains("ended with exit status"), "{log}");
         self.engine.signal(Signal::SIGTERM);
@@ -88,26 +88,35 @@ impl Scene {
     }
 
     /// Each endpoint's client reaches its own server.
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         for endpoint in 0..2 {
             ping(&self.lab, endpoint);
             download(&self.lab, endpoint, DOWNLOAD_BYTES);
         }
     }
 
-    /// Runs the script by hand, as the program would, for one endpoint's links.
-    fn destroy(&self, name: &str, endpoint: usize) {
+    /// Ends an endpoint by hand, as the program would.
+    pub(super) fn destroy(&self, name: &str, endpoint: usize) {
+        self.call(name, "DESTROY", endpoint, &[]);
+    }
+
+    /// Begins an endpoint again by hand, with another environment.
+    pub(super) fn create(&self, name: &str, endpoint: usize, environment: &[(&str, &str)]) {
+        self.call(name, "CREATE", endpoint, environment);
+    }
+
+    fn call(&self, name: &str, action: &str, endpoint: usize, environment: &[(&str, &str)]) {
         let id = format!("{:017x}", endpoint_id(endpoint));
         let gwi = self.link_of(endpoint);
         let gwo = gwi.replace("gwi-", "gwo-");
         let mut command = self.target().command(&script(name));
-        command.args(["DESTROY", &gwi, &gwo, &id]);
+        command.args([action, &gwi, &gwo, &id]).envs(environment.iter().copied());
         command.env("GWLBTUN_STATE_DIR", self.lab.scratch.file("state"));
         finish(&mut command);
     }
 
     /// The name of an endpoint's gwi; names are ordered as ids are.
-    fn link_of(&self, endpoint: usize) -> String {
+    pub(super) fn link_of(&self, endpoint: usize) -> String {
         let links = tunnel_links(&self.target());
         links.into_iter().filter(|link| link.starts_with("gwi-")).nth(endpoint).expect("a link")
     }

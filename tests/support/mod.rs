@@ -11,6 +11,7 @@ pub(crate) mod crowd;
 pub(crate) mod engine;
 pub(crate) mod freeze;
 pub(crate) mod injector;
+pub(crate) mod inspectors;
 pub(crate) mod kernel_state;
 pub(crate) mod lab;
 pub(crate) mod ledger;
