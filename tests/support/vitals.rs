@@ -9,7 +9,8 @@ use super::lab::Lab;
 use super::process::run;
 use crate::sim::netns::Namespace;
 
-/// Mappings of more than this are made at the start, for packet buffers and flows, and never grow.
+/// Mappings from this size on are made at the start, for packet buffers and flows, and never grow.
+/// A worker's buffers for what it writes are 8 MiB.
 const RESERVE_KIB_MIN: u64 = 8 << 10;
 
 /// The address range of a mapping.
@@ -23,7 +24,7 @@ pub(crate) struct Reserves(Vec<Range>);
 impl Reserves {
     /// All large mappings of now.
     pub(crate) fn of(engine: &Engine) -> Self {
-        let is_large = |(start, end): &Range| (end - start) >> 10 > RESERVE_KIB_MIN;
+        let is_large = |(start, end): &Range| (end - start) >> 10 >= RESERVE_KIB_MIN;
         Self(mappings(engine).into_iter().map(|(range, _)| range).filter(is_large).collect())
     }
 
