@@ -47,6 +47,7 @@ use crate::sys::EventFd;
 use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::limits;
+use crate::sys::service_manager::ServiceManager;
 use crate::sys::udp;
 use crate::types::Offload;
 use crate::types::Side;
@@ -105,18 +106,22 @@ struct Proven {
     listener: Option<TcpListener>,
 }
 
-/// Runs the program until it is told to stop.
+/// Runs the program until it is told to stop, and tells the service manager, if there is one.
 ///
 /// # Errors
 /// When it cannot start, or a part that it cannot do without has failed.
-pub fn run(mut settings: Settings, ram_bytes: u64) -> Result<(), StartError> {
+pub fn run(
+    mut settings: Settings,
+    ram_bytes: u64,
+    service_manager: Option<Arc<ServiceManager>>,
+) -> Result<(), StartError> {
     let proven = prove(&mut settings, ram_bytes)?;
     let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
         .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
     announce_features(proven.driver, settings.offload, &log);
     spreading::announce(&proven.spreading, &log);
     strangers::announce(&settings, &proven.guard, &log);
-    let result = run_proven(settings, proven, &log);
+    let result = run_proven(settings, proven, service_manager, &log);
     if result.is_ok() {
         log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
     }
@@ -245,17 +250,18 @@ fn divide_open_files(limit: u64, settings: &mut Settings) -> Result<Budget, Star
     Ok(budget)
 }
 
-fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), StartError> {
+fn run_proven(
+    settings: Settings,
+    proven: Proven,
+    service_manager: Option<Arc<ServiceManager>>,
+    log: &Log,
+) -> Result<(), StartError> {
     let Proven { hook_commands, open_files_before, driver, spreading, guard, listener } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(Admission::new(admission_plan(&settings)));
     let sources = settings.sources_allowed.clone().map(Arc::new);
-    let seed = HashSeed::random().map_err(|error| {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
-        sys::Error::new("getrandom", "key of the flow hash", errno)
-    })?;
-    let flows = Arc::new(FlowTable::new(table_plan(&settings), seed));
+    let flows = Arc::new(FlowTable::new(table_plan(&settings), hash_seed()?));
     let control_wake = Arc::new(EventFd::new()?);
     let (events, inbox) =
         Mailbox::new(workers * (2 * endpoints_max + 8), Arc::clone(&control_wake));
@@ -305,15 +311,28 @@ fn run_proven(settings: Settings, proven: Proven, log: &Log) -> Result<(), Start
         netdev: netdev.clone(),
         spreading,
         source_filter: guard.into_filter(),
+        service_manager,
         log: log.clone(),
     });
     started.threads.into_iter().for_each(|thread| end(thread, log));
-    // With the last handle the thread ends, and deletes what links are left.
+    end_netdev(netdev, netdev_thread, log);
+    result.map_err(StartError::from)
+}
+
+/// The key of the flow hash, another one at each start.
+fn hash_seed() -> Result<HashSeed, sys::Error> {
+    HashSeed::random().map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        sys::Error::new("getrandom", "key of the flow hash", errno)
+    })
+}
+
+/// Lets the last handle go, with which the thread ends; it deletes what links are left.
+fn end_netdev(netdev: netdev::Handle, thread: JoinHandle<()>, log: &Log) {
     drop(netdev);
-    if netdev_thread.join().is_err() {
+    if thread.join().is_err() {
         log.line(Section::Tunnel, Level::Critical, format_args!("The netdev thread failed."));
     }
-    result.map_err(StartError::from)
 }
 
 const fn profile(cloud: settings::Profile) -> gwlb::Profile {

@@ -13,6 +13,7 @@
 //! | `answers` | from where no answer can leave |
 //! | `losses` | which drops are going on |
 //! | `status`, `health` | the state of the program, and the port that tells it |
+//! | `service` | what the service manager is told |
 //! | `words` | what the log calls an endpoint |
 //!
 //! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
@@ -28,6 +29,7 @@ mod losses;
 pub mod netdev;
 mod registry;
 mod samples;
+mod service;
 mod slots;
 pub mod spread;
 mod status;
@@ -63,6 +65,7 @@ use crate::sys;
 use crate::sys::EventFd;
 use crate::sys::Readiness;
 use crate::sys::clock;
+use crate::sys::service_manager::ServiceManager;
 use crate::sys::udp;
 use crate::types::Downgrade;
 use crate::types::DropReason;
@@ -127,6 +130,8 @@ pub struct Parts {
     pub spreading: Spreading,
     /// What keeps strangers' datagrams out of the receive sockets, if something does.
     pub source_filter: Option<SourceFilter>,
+    /// Who started the program and wants to be told how it is, if anybody.
+    pub service_manager: Option<Arc<ServiceManager>>,
     /// The log.
     pub log: Log,
 }
@@ -167,6 +172,7 @@ struct Control {
     hooks: HookRunner,
     samples: Samples,
     hook_commands: HookCommands,
+    service_manager: Option<Arc<ServiceManager>>,
     log: Log,
     status: RefCell<Status>,
     registry: RefCell<Registry>,
@@ -236,6 +242,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         workers: parts.workers,
         admission: parts.admission,
         netdev: parts.netdev,
+        service_manager: parts.service_manager,
         log: parts.log,
         stopping: Cell::new(false),
         failure: RefCell::new(None),
@@ -253,6 +260,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     let wake = Readiness::of(&parts.wake)?;
     tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events, parts.samples));
     control.greet();
+    control.report_to_service_manager();
     control.work(&mut signals).await;
     control.wind_up(&mut signals).await;
     control.failure.take().map_or(Ok(()), Err)
@@ -311,6 +319,7 @@ impl Control {
     async fn wind_up(self: &Rc<Self>, signals: &mut Signals) {
         self.log.line(Section::Core, Level::Important, format_args!("Shutting down."));
         self.stopping.set(true);
+        self.report_stopping();
         self.status.borrow_mut().set_stopping();
         self.hooks.skip_creations();
         self.registry.borrow().end_all();

@@ -276,6 +276,22 @@ impl Status {
         stopping.into_iter().chain(told).chain(stalled).collect()
     }
 
+    /// The verdict in a few words, with the first reason.
+    pub(super) fn headline(&self, workers: &[WorkerLink], now: Moment) -> String {
+        if self.verdict.is_healthy() {
+            return "Healthy".to_owned();
+        }
+        let reason = self.reasons(workers, now).into_iter().next();
+        reason.map_or_else(
+            || "Unhealthy until a moment ago".to_owned(),
+            |reason| format!("Unhealthy: {reason}"),
+        )
+    }
+
+    pub(super) fn endpoint_count(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// What an operator should look at.
     fn warnings(&self, workers: &[WorkerLink]) -> Vec<String> {
         let refused = self.refused.then(|| REFUSED.to_owned());

@@ -54,14 +54,7 @@ impl Rig {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let template = std::env::temp_dir().join("gwlbtun-test-XXXXXX");
         let directory = nix::unistd::mkdtemp(&template).unwrap();
-        let words: Vec<OsString> = ["gwlbtun", "-i", "77"]
-            .into_iter()
-            .chain(flags.iter().copied())
-            .map(|word| word.replace('@', directory.to_str().unwrap()).into())
-            .collect();
-        let host = Host { cpus: vec![0, 0], ram_bytes: 0 };
-        let mut settings = Settings::new(&crate::cli::parse(words).unwrap(), &host).unwrap();
-        settings.stranger_idle = Duration::from_secs(1);
+        let settings = settings(flags, directory.to_str().unwrap());
         let listener = settings.health.map(|_| health::bind(0).unwrap());
         let health = listener.as_ref().map(|listener| listener.local_addr().unwrap().port());
         let wake = Arc::new(EventFd::new().unwrap());
@@ -94,6 +87,7 @@ impl Rig {
                 netdev,
                 spreading: Spreading::of_one_worker(),
                 source_filter: None,
+                service_manager: None,
                 log: log_handle,
             });
             netdev_thread.join().unwrap();
@@ -222,6 +216,15 @@ fn worker(
 fn links() -> usize {
     let output = std::process::Command::new("ip").args(["-o", "link"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().matches(": gw").count()
+}
+
+/// What the flags mean, where `@` is the directory.
+fn settings(flags: &[&str], directory: &str) -> Settings {
+    let words = ["gwlbtun", "-i", "77"].into_iter().chain(flags.iter().copied());
+    let words: Vec<OsString> = words.map(|word| word.replace('@', directory).into()).collect();
+    let host = Host { cpus: vec![0, 0], ram_bytes: 0 };
+    let settings = Settings::new(&crate::cli::parse(words).unwrap(), &host).unwrap();
+    Settings { stranger_idle: Duration::from_secs(1), ..settings }
 }
 
 /// Two endpoints at a time, and no limit to how fast they may come.

@@ -81,6 +81,27 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What a service manager shows as the error.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Hook(_) => Errno::EINVAL,
+            Self::OpenFiles { .. } => Errno::EMFILE,
+            Self::LockedMemory { .. } => Errno::ENOMEM,
+            Self::HealthPort { error, .. }
+            | Self::Permission { error, .. }
+            | Self::Missing { error, .. }
+            | Self::UdpPort(error)
+            | Self::IoUring(error)
+            | Self::Host(error)
+            | Self::Control(ControlError::Wake(error) | ControlError::WorkerFailed(_, error)) => {
+                error.errno
+            }
+            Self::Control(ControlError::Start(error)) => {
+                Errno::from_raw(error.raw_os_error().unwrap_or(0))
+            }
+        }
+    }
+
     /// The exit code: 1 hook or health port, 2 permission, 3 device, kernel feature or limit, 4 UDP
     /// port, 5 `io_uring`, at start or later.
     pub fn exit_code(&self) -> u8 {

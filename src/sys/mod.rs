@@ -12,6 +12,7 @@ pub mod link;
 pub mod listener;
 mod memory;
 mod readiness;
+pub mod service_manager;
 pub mod tun;
 pub mod udp;
 pub mod wall_clock;

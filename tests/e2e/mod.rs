@@ -30,6 +30,7 @@
 //! | [`permissions`] | service managers, capabilities, limits |
 //! | [`reasons`] | drop reasons that ordinary traffic does not give |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
+//! | [`service`] | what a service manager is told |
 //! | [`steering`] | which worker gets a packet |
 //! | [`super_packets`] | packets merged where they should be, and invisible outside |
 //! | [`target_group`] | health checks by the load balancer, and a second arm |
@@ -64,6 +65,7 @@ mod reference_bugs;
 mod scripts;
 mod scripts_faults;
 mod senders;
+mod service;
 mod soak;
 mod start;
 mod steering;

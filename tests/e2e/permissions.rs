@@ -29,6 +29,7 @@ use crate::support::process::ordinary_user;
 use crate::support::process::run;
 use crate::support::scratch::Scratch;
 use crate::support::scratch::unique_name;
+use crate::support::service_manager::ServiceManager;
 use crate::support::unit::Unit;
 
 /// Every endpoint of `count` answers, over IPv4 and IPv6.
@@ -89,8 +90,8 @@ fn an_ordinary_user_with_cap_net_admin_is_enough() {
     assert_eq!(engine.links(), [""; 0]);
 }
 
-/// The unit that we ship: its command line, limits, capabilities and read-only tree. With the hooks
-/// of its command line, which are to be had where the repository is.
+/// The unit that we ship: its command line, limits, capabilities, read-only tree and watchdog. With
+/// the hooks of its command line, which are to be had where the repository is.
 #[test]
 fn the_shipped_unit_works_within_its_limits() {
     let lab = Lab::new(0, Config::default());
@@ -105,7 +106,17 @@ fn the_shipped_unit_works_within_its_limits() {
         .map(|word| if word == installed { PASSTHROUGH } else { word })
         .collect();
     assert_eq!(args.iter().filter(|word| **word == PASSTHROUGH).count(), 2, "{args:?}");
-    let mut engine = Engine::start_under(&lab, &wrapper, &args);
+    assert_eq!(unit.value("Type"), "notify");
+    let watchdog = unit.value("WatchdogSec").strip_suffix('s').expect("in seconds");
+    let manager = ServiceManager::at_a_path(&lab);
+    let mut command = Engine::command_under(&lab, &wrapper, &args);
+    manager.supervise(command.env("WATCHDOG_USEC", format!("{watchdog}000000")));
+    let mut engine = Engine::launch(&lab, &mut command);
+    let mut told = manager.until("READY=1");
+    if !told.iter().any(|line| line == "WATCHDOG=1") {
+        told.extend(manager.until("WATCHDOG=1"));
+    }
+    assert!(told.iter().any(|line| line.starts_with("STATUS=Healthy; ")), "{told:?}");
     expect_traffic(&mut lab.injector(), 3);
     assert_eq!(engine.health("/").status, 200);
     // Nothing was done without for want of a right or a limit.

@@ -126,11 +126,17 @@ impl Engine {
         command
     }
 
-    fn launch_on(lab: &Lab, health_port: u16, command: &mut Command) -> Self {
+    /// Takes over a program that was started with the health port 8080, and waits for nothing.
+    pub(crate) fn adopt(lab: &Lab, child: Child) -> Self {
         let (namespace, log) = (lab.topology.target(), lab.scratch.file("engine.log"));
+        Self { child, namespace, log, health_port: HEALTH_PORT }
+    }
+
+    fn launch_on(lab: &Lab, health_port: u16, command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).spawn();
         let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut engine = Self { child, namespace, log, health_port };
+        let mut engine = Self::adopt(lab, child);
+        engine.health_port = health_port;
         wait_for("the health port answers", || {
             if let Some(status) = engine.child.try_wait().expect("wait") {
                 panic!("{command:?} ended at once: {status}");

@@ -24,6 +24,7 @@ pub(crate) mod random;
 pub(crate) mod scratch;
 pub(crate) mod seccomp;
 pub(crate) mod segmented;
+pub(crate) mod service_manager;
 pub(crate) mod simulator;
 pub(crate) mod sniffer;
 pub(crate) mod streams;
