@@ -525,6 +525,11 @@ pub enum Steer {
 #[error("{0}")]
 pub struct Refusal(String);
 
+/// The command line as clap sees it: what the man page and completions are made from.
+pub fn definition() -> clap::Command {
+    Args::command()
+}
+
 /// Parses the words of a command line, the program's name first.
 ///
 /// # Errors

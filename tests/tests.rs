@@ -4,6 +4,10 @@
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
+mod docs_tests;
+#[cfg(test)]
 mod e2e;
 #[cfg(test)]
 mod exhaustive;
