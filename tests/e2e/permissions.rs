@@ -132,49 +132,87 @@ fn the_shipped_unit_works_within_its_limits() {
     assert_eq!(engine.links(), [""; 0]);
 }
 
-/// Every example hook but `create-netns.sh`, with either firewall, keeps its notes below /run and
-/// undoes all.
+/// The example hooks but `create-netns.sh`, each with the firewalls that it knows.
+const FENCED_HOOKS: [(&str, &str); 9] = [
+    ("passthrough", "nft"),
+    ("route", "nft"),
+    ("nat", "nft"),
+    ("nat", "iptables"),
+    ("nat-overlapping", "nft"),
+    ("nat-overlapping", "iptables"),
+    ("local", "nft"),
+    ("local", "iptables"),
+    ("shape", "nft"),
+];
+
+/// A lab whose target has a way out that is not the load balancer's.
+fn lab_with_a_way_out() -> Lab {
+    let lab = Lab::new(0, Config::default());
+    let target = lab.topology.target();
+    let lines = [
+        "link add eth1 type veth peer name eth2",
+        "link set eth1 addrgenmode none up",
+        "link set eth2 addrgenmode none up",
+        "addr add 192.0.2.1/24 dev eth1",
+        "addr add 2001:db8::1/64 dev eth1 nodad",
+        "route add default via 192.0.2.2",
+        "route add default via 2001:db8::2",
+    ];
+    target.ip(&lines.map(str::to_owned)).expect("a way out");
+    wait_for_address(&target, "2001:db8::1");
+    lab
+}
+
+/// Runs the hook `script` for one endpoint under `program`, which is its words before its
+/// arguments. It must do its work, keep its notes below /run, and undo all.
+fn expect_hook_to_work(lab: &Lab, program: &[&str], script: &str, firewall: &str) {
+    let before = kernel_state(&lab.topology.target());
+    let hook = format!("run() {{ FIREWALL={firewall} {script} \"$@\" && echo $1 done; }}; run");
+    let args = ["-p", "8080", "-c", &hook, "-r", &hook];
+    let mut engine = Engine::launch(lab, &mut Engine::command_of(lab, &[program, &args].concat()));
+    lab.injector().send(endpoint_id(0), &packets::ping(V4, 1, b"wake"));
+    wait_until("CREATE", || engine.log().contains("CREATE done"));
+    engine.signal(Signal::SIGTERM);
+    assert_eq!(engine.wait().code(), Some(0), "{script}");
+    let log = engine.log();
+    assert!(log.contains("DESTROY done") && !log.contains("ended with"), "{script}: {log}");
+    assert_same(&before, &kernel_state(&lab.topology.target()));
+}
+
+/// Every hook keeps its notes below /run and undoes all.
 #[test]
 fn example_hooks_work_within_the_shipped_units_fences() {
     let unit = Unit::read("gwlbtun.service");
-    let wrapper = [unit.limits(), unit.tree(), unit.privileges()].concat();
+    let wrapper = [unit.limits(), unit.tree(), unit.privileges(), vec![PROGRAM.into()]].concat();
     let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
-    for (name, firewall) in [
-        ("passthrough", "nft"),
-        ("route", "nft"),
-        ("nat", "nft"),
-        ("nat", "iptables"),
-        ("nat-overlapping", "nft"),
-        ("nat-overlapping", "iptables"),
-        ("local", "nft"),
-        ("local", "iptables"),
-        ("shape", "nft"),
-    ] {
-        let lab = Lab::new(0, Config::default());
-        let target = lab.topology.target();
-        let lines = [
-            "link add eth1 type veth peer name eth2",
-            "link set eth1 addrgenmode none up",
-            "link set eth2 addrgenmode none up",
-            "addr add 192.0.2.1/24 dev eth1",
-            "addr add 2001:db8::1/64 dev eth1 nodad",
-            "route add default via 192.0.2.2",
-            "route add default via 2001:db8::2",
-        ];
-        target.ip(&lines.map(str::to_owned)).expect("a way out");
-        wait_for_address(&target, "2001:db8::1");
-        let before = kernel_state(&target);
-        let script = script(name);
-        let hook = format!("run() {{ FIREWALL={firewall} {script} \"$@\" && echo $1 done; }}; run");
-        let args = ["-p", "8080", "-c", &hook, "-r", &hook];
-        let mut engine = Engine::start_under(&lab, &wrapper, &args);
-        lab.injector().send(endpoint_id(0), &packets::ping(V4, 1, b"wake"));
-        wait_until("CREATE", || engine.log().contains("CREATE done"));
-        engine.signal(Signal::SIGTERM);
-        assert_eq!(engine.wait().code(), Some(0), "{name}");
-        let log = engine.log();
-        assert!(log.contains("DESTROY done") && !log.contains("ended with"), "{name}: {log}");
-        assert_same(&before, &kernel_state(&target));
+    for (name, firewall) in FENCED_HOOKS {
+        expect_hook_to_work(&lab_with_a_way_out(), &wrapper, &script(name), firewall);
+    }
+}
+
+/// The same where a drop-in takes root away: a hook of each kind.
+#[test]
+fn example_hooks_work_for_the_unprivileged_user() {
+    let unit = Unit::read("gwlbtun.service");
+    let drop_in = Unit::read("unprivileged.conf");
+    for (name, firewall) in
+        [("passthrough", "nft"), ("nat", "iptables"), ("local", "nft"), ("shape", "nft")]
+    {
+        let lab = lab_with_a_way_out();
+        // Where the program was built may be closed to others.
+        let copies = lab.scratch.file("lib");
+        std::fs::create_dir(&copies).expect("a folder");
+        let sources = [PROGRAM.to_owned(), script(name), script("passthrough")];
+        let library = script(name).replace(&format!("create-{name}"), "hook-lib");
+        for source in sources.iter().chain([&library]) {
+            let file = std::path::Path::new(source).file_name().expect("a name");
+            std::fs::copy(source, copies.join(file)).expect("a copy");
+        }
+        let program = copies.join("gwlbtun").to_str().expect("UTF-8").to_owned();
+        let hook = copies.join(format!("create-{name}.sh"));
+        let words = [unit.limits(), unit.tree(), drop_in.user(65_534), vec![program]].concat();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        expect_hook_to_work(&lab, &words, hook.to_str().expect("UTF-8"), firewall);
     }
 }
 
@@ -198,6 +236,19 @@ fn systemd_accepts_the_units() {
     finish(analyze.arg(scratch.file("gwlbtun.service")));
     let drop_ins = scratch.file("gwlbtun.service.d");
     std::fs::create_dir(&drop_ins).expect("a folder");
+    let unprivileged = drop_ins.join("unprivileged.conf");
+    std::fs::copy(shipped("unprivileged.conf"), &unprivileged).expect("a copy");
+    // Drop-ins are not heeded by an offline look at one file, so they are put behind it.
+    let unit = std::fs::read_to_string(scratch.file("gwlbtun.service")).expect("the unit");
+    let drop_in = std::fs::read_to_string(&unprivileged).expect("the drop-in");
+    let both = scratch.file("gwlbtun-unprivileged.service");
+    std::fs::write(&both, format!("{unit}\n{drop_in}")).expect("a unit");
+    finish(
+        Command::new("systemd-analyze")
+            .args(["security", "--no-pager", "--offline=true", "--threshold=26"])
+            .arg(both),
+    );
+    std::fs::remove_file(unprivileged).expect("it was there");
     for name in ["override.conf", "unfenced.conf"] {
         std::fs::copy(shipped(name), drop_ins.join(name)).expect("a copy");
     }

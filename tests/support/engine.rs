@@ -118,7 +118,11 @@ impl Engine {
 
     /// The program in the target's namespace with its output in the log file.
     pub(crate) fn command_under(lab: &Lab, wrapper: &[&str], args: &[&str]) -> Command {
-        let words = [wrapper, &[PROGRAM], args].concat();
+        Self::command_of(lab, &[wrapper, &[PROGRAM], args].concat())
+    }
+
+    /// The same for words that end in another copy of the program with its arguments.
+    pub(crate) fn command_of(lab: &Lab, words: &[&str]) -> Command {
         let mut command = lab.topology.target().command(words[0]);
         let file = File::create(lab.scratch.file("engine.log")).expect("a log file");
         let both = file.try_clone().expect("a second handle");

@@ -48,6 +48,32 @@ impl Unit {
         vec!["setpriv".to_owned(), "--no-new-privs".to_owned(), set]
     }
 
+    /// The words before a command that make it another user's, with the capabilities and the
+    /// directory below /run that the unit lists. The TUN device is everybody's, as udev makes it.
+    pub(crate) fn user(&self, uid: u32) -> Vec<String> {
+        assert_eq!(self.value("User"), "gwlbtun");
+        let capabilities = self.value("AmbientCapabilities").to_lowercase().replace("cap_", "+");
+        let capabilities = format!("-all,{}", capabilities.replace(' ', ","));
+        let directory = self.value("RuntimeDirectory");
+        let variable = self.value("Environment");
+        let script = format!(
+            "mkdir /run/{directory} && chown {uid} /run/{directory} &&
+             mount -t tmpfs none /dev/net && mknod /dev/net/tun c 10 200 &&
+             chmod 666 /dev/net/tun && export {variable} && exec \"$@\""
+        );
+        let rights = [
+            "--no-new-privs".to_owned(),
+            format!("--reuid={uid}"),
+            "--regid=65534".to_owned(),
+            "--clear-groups".to_owned(),
+            format!("--inh-caps={capabilities}"),
+            format!("--ambient-caps={capabilities}"),
+            format!("--bounding-set={capabilities}"),
+        ];
+        let words = ["sh", "-c", &script, "sh", "setpriv"].map(str::to_owned);
+        words.into_iter().chain(rights).collect()
+    }
+
     /// The words before a command that make the tree read-only, as `ProtectSystem=strict` does,
     /// except for what the unit lists.
     pub(crate) fn tree(&self) -> Vec<String> {
