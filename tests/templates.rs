@@ -1,4 +1,4 @@
-//! The `CloudFormation` templates say what README.md says, and each other; their user data and
+//! The `CloudFormation` templates and the Terraform module say what README.md says, and each other; their user data and
 //! `autoscaling.sh` do it in the right order.
 //!
 //! What AWS would refuse in them is cfn-lint's business, see `lint-templates.sh`. Nothing here runs
@@ -18,6 +18,9 @@ use crate::support::scratch::unique_name;
 const ONE_ARM: &str = include_str!("../example-scripts/example-topology-one-arm.template");
 const TWO_ARM: &str = include_str!("../example-scripts/example-topology-two-arm.template");
 const AUTOSCALING: &str = include_str!("../example-scripts/example-topology-autoscaling.template");
+
+/// The user data of the Terraform module, whose resources are `lint-terraform.py`'s business.
+const TERRAFORM: &str = include_str!("../example-scripts/terraform/user-data.sh.tftpl");
 
 /// Heading and first lines of the README's commands that user data repeats.
 const README_BLOCK: &str = "### From source, on Amazon Linux 2023\n";
@@ -43,6 +46,13 @@ fn user_data(template: &str) -> String {
     text.join("\n")
 }
 
+/// The scripts of all, of which Terraform's is a file with directives on lines of their own.
+fn all_user_data() -> [String; 4] {
+    let terraform: Vec<_> = TERRAFORM.lines().filter(|line| !line.starts_with("%{")).collect();
+    let [one_arm, two_arm, autoscaling] = [ONE_ARM, TWO_ARM, AUTOSCALING].map(user_data);
+    [one_arm, two_arm, autoscaling, terraform.join("\n")]
+}
+
 /// Every resource of a template: its name, and its text without comments before it.
 fn resources(template: &str) -> Vec<(&str, String)> {
     let (_, resources) = template.split_once("\nResources:\n").expect("resources");
@@ -63,8 +73,7 @@ fn resources(template: &str) -> Vec<(&str, String)> {
 fn user_data_runs_the_readmes_commands() {
     let commands = readme_commands();
     assert!(commands.len() > 10, "{commands:?}");
-    for template in [ONE_ARM, TWO_ARM, AUTOSCALING] {
-        let script = user_data(template);
+    for script in all_user_data() {
         let (said, own): (Vec<&str>, Vec<&str>) =
             script.lines().partition(|line| commands.contains(line));
         assert_eq!(said, commands, "the README's commands, all, once, in its order");
@@ -109,8 +118,7 @@ fn user_data_names_files_that_exist() {
             assert!(unit.lines().any(|found| found == line), "the unit lacks {line}");
         }
     }
-    let hooks = [ONE_ARM, TWO_ARM, AUTOSCALING].map(user_data);
-    for script in &hooks {
+    for script in &all_user_data() {
         assert!(script.len() < 16 * 1024, "EC2 takes 16 KiB");
         let mut installed = Vec::new();
         for line in script.lines().filter(|line| line.starts_with("sudo install -D")) {
@@ -122,13 +130,38 @@ fn user_data_names_files_that_exist() {
             }
         }
         for word in script.split([' ', '=', '\n']) {
-            if let Some(name) = word.strip_prefix("/usr/local/lib/gwlbtun/") {
+            if let Some(name) = word.strip_prefix("/usr/local/lib/gwlbtun/")
+                && !name.starts_with("${")
+            {
                 let file = installed.iter().find(|file| file.ends_with(name));
                 let file = file.unwrap_or_else(|| panic!("nothing installs {name}"));
                 let mode = fs::metadata(file).expect("it is there").permissions().mode();
                 assert_eq!(mode & 0o111, 0o111, "{name} is no program");
             }
         }
+    }
+}
+
+/// What Auto Scaling adds is the same in both languages, as are the two hooks.
+#[test]
+fn terraform_does_what_the_templates_do() {
+    let [one_arm, two_arm, autoscaling, terraform] = all_user_data();
+    let own = terraform
+        .replace("${region}", "$region")
+        .replace("${group}", "$stack-targets")
+        .replace("${target_group}", "$target_group");
+    let mut compared = 0;
+    for line in own.lines().filter(|line| !line.contains("${") && !line.starts_with('#')) {
+        let known = ["export HOME=/root", ""];
+        assert!(known.contains(&line) || autoscaling.lines().any(|other| other == line), "{line}");
+        compared += 1;
+    }
+    assert!(compared > 30, "{compared}");
+    let main = include_str!("../example-scripts/terraform/main.tf");
+    let hook = main.lines().find_map(|line| line.trim().strip_prefix("hook "));
+    let names: Vec<_> = hook.expect("the hook").split('"').skip(1).step_by(2).collect();
+    for (name, script) in names.iter().zip([two_arm, one_arm]) {
+        assert!(script.contains(&format!("hook=/usr/local/lib/gwlbtun/{name}\n")), "{name}");
     }
 }
 
