@@ -2,9 +2,10 @@
 # tests/lint-templates.sh
 #
 # Checks the CloudFormation templates with cfn-lint, which has AWS's own schema of every resource,
-# the Terraform module with lint-terraform.py, which has a parser of its language, the DaemonSet with
-# lint-daemonset.py, and the user data of both topologies' kinds with shellcheck. cfn-lint and the parser come from PyPI into an environment below target/,
-# at one version each, so that a newer rule is a change of ours and no surprise.
+# the Terraform module with lint-terraform.py, which has a parser of its language, the DaemonSet
+# with lint-daemonset.py, and the user data of both kinds with shellcheck. cfn-lint and the parser
+# come from PyPI into an environment below target/, at one version each, so that a newer rule is a
+# change of ours and no surprise.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

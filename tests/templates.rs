@@ -1,5 +1,5 @@
-//! The `CloudFormation` templates and the Terraform module say what README.md says, and each other; their user data and
-//! `autoscaling.sh` do it in the right order.
+//! The `CloudFormation` templates and the Terraform module say what README.md says, and each other;
+//! their user data and `autoscaling.sh` do it in the right order.
 //!
 //! What AWS would refuse in them is cfn-lint's business, see `lint-templates.sh`. Nothing here runs
 //! a command for real: programs are stand-ins that note how they were called.

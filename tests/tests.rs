@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod container_tests;
+#[cfg(test)]
 mod docs;
 #[cfg(test)]
 mod docs_tests;
