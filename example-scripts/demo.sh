@@ -7,7 +7,9 @@
 # sends it out by another interface. Exits 0 only if all of it worked, and leaves nothing behind.
 #
 # Installs the tools that it lacks through apt-get or dnf, and says so. The Rust toolchain must be
-# there.
+# there, unless GWLBTUN names a program that is built already, as /usr/bin/gwlbtun; then HOOKS names
+# the directory of its hooks, and GWLB_SIM the simulated load balancer. ONLY=one-arm leaves the
+# second half out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +17,9 @@ bytes=200000000
 name=demo.gwlbtun.test answer4=192.0.2.7 answer6=2001:db8::7
 health=http://127.0.0.1:8080/
 lab=gwlbtun-demo-$$
+gwlbtun=${GWLBTUN:-$PWD/target/release/gwlbtun}
+hooks=${HOOKS:-$PWD/example-scripts}
+gwlb_sim=${GWLB_SIM:-target/release/examples/gwlb-sim}
 work=$(mktemp -d)
 pids=() table=
 
@@ -129,20 +134,23 @@ as_builder() {
 check_machine() {
     [ "$(id -u)" = 0 ] || fail "needs root; run: sudo $0"
     [ -c /dev/net/tun ] || fail "no /dev/net/tun; run: modprobe tun"
-    tests/install-tools.sh --only \
-        cc:"gcc libc6-dev":gcc curl:curl:curl dig:bind9-dnsutils:bind-utils \
+    local compiler=(cc:"gcc libc6-dev":gcc)
+    [ -z "${GWLBTUN-}" ] || compiler=()
+    tests/install-tools.sh --only "${compiler[@]}" \
+        curl:curl:curl dig:bind9-dnsutils:bind-utils \
         dnsmasq:dnsmasq-base:dnsmasq ethtool:ethtool:ethtool flock:util-linux:util-linux-core \
         ip:iproute2:iproute iperf3:iperf3:iperf3 nft:nftables:nftables ping:iputils-ping:iputils \
         python3:python3:python3 sha256sum:coreutils:coreutils tc:iproute2:iproute-tc \
         tcpdump:tcpdump:tcpdump || fail "tools could not be installed"
-    as_builder cargo --version >/dev/null 2>&1 ||
+    [ -n "${GWLBTUN-}" ] || as_builder cargo --version >/dev/null 2>&1 ||
         fail "no cargo for user $builder; install the Rust toolchain first (rustup)"
 }
 
 build() {
     local quiet=(--quiet)
+    [ -z "${GWLBTUN-}" ] || return 0
     # The first build takes minutes, so it shows what it does.
-    if [ ! -x target/release/gwlbtun ] || [ ! -x target/release/examples/gwlb-sim ]; then
+    if [ ! -x "$gwlbtun" ] || [ ! -x "$gwlb_sim" ]; then
         quiet=()
         echo "The first build takes some minutes."
     fi
@@ -151,14 +159,14 @@ build() {
 
 # begin <topology> <hook> <server's namespace>
 begin() {
-    local hook=$PWD/example-scripts/$2 server=$3
-    start simulator target/release/examples/gwlb-sim "$lab" --topology "$1" --health-port 8080
+    local hook=$hooks/$2 server=$3
+    start simulator "$gwlb_sim" "$lab" --topology "$1" --health-port 8080
     simulator=$pid
     wait_for "$simulator" grep -q '^ready' "$work/simulator.log"
     # It ends before the simulator does, which removes the namespaces. At a Ctrl-C they end at the
     # same time, and the hook's notes, which then stay, go with our directory.
     start gwlbtun ip netns exec "$lab-target" env GWLBTUN_STATE_DIR="$work/hooks" \
-        "$PWD/target/release/gwlbtun" -c "$hook" -r "$hook" -p 8080
+        "$gwlbtun" -c "$hook" -r "$hook" -p 8080
     engine=$pid
     wait_for "$engine" within target curl -sf "$health"
     start http ip netns exec "$lab-$server" python3 -m http.server 8000 --bind "$server4" \
@@ -282,7 +290,7 @@ check_machine
 ok "tools are there"
 step "build"
 build || fail "cargo build"
-ok "target/release/gwlbtun"
+ok "${gwlbtun#"$PWD/"}"
 mkdir "$work/www"
 head -c "$bytes" /dev/urandom >"$work/www/file"
 
@@ -298,6 +306,8 @@ step "AWS's rules"
 check_rules
 step "stop"
 finish
+
+[ "${ONLY-}" != one-arm ] || exit 0
 
 step "two arms"
 server4=198.51.100.1 server6=2001:db8:100::1
