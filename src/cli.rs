@@ -11,6 +11,8 @@
 //! This module prints nothing and ends nothing: [`parse`] returns the text for stderr.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use clap::ArgAction;
@@ -357,6 +359,17 @@ pub struct Args {
     #[arg(help_heading = "Offloads", long)]
     pub no_vector_checksum: bool,
 
+    /// Serve /metrics for Prometheus here, with /livez and /readyz; a PORT alone is on 127.0.0.1.
+    /// Without this nothing listens.
+    #[arg(
+        help_heading = "Metrics",
+        long,
+        value_name = "[ADDR:]PORT",
+        value_parser = listen_address,
+        allow_hyphen_values = true
+    )]
+    pub metrics_listen: Option<SocketAddr>,
+
     /// Whose load balancer this is, by the options that it puts into GENEVE: aws, or tencent with
     /// option class 0x0167.
     #[arg(
@@ -468,6 +481,19 @@ fn number_or_none(text: &str, range: RangeInclusive<u32>) -> Result<Number, Stri
         return Ok(Number { value: Some(0), odd: Some(text.to_owned()) });
     }
     number(text, range)
+}
+
+/// Where to listen: an address and a port, or a port of this host alone.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let port = |text: &str| text.parse().ok().filter(|&port: &u16| port > 0);
+    if let Some(port) = port(text) {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().ok().filter(|address: &SocketAddr| address.port() > 0).ok_or_else(|| {
+        "write a port like 9608, or an address too: 10.0.0.5:9608, [::1]:9608, and 0.0.0.0:9608 or \
+         [::]:9608 for all"
+            .to_owned()
+    })
 }
 
 /// A time, or none.

@@ -10,7 +10,6 @@ mod spreading;
 mod start_error;
 mod strangers;
 
-use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -24,6 +23,7 @@ use crate::control;
 use crate::control::Parts;
 use crate::control::WorkerLink;
 use crate::control::health;
+use crate::control::health::Ports;
 use crate::control::hooks;
 use crate::control::hooks::HookCommands;
 use crate::control::netdev;
@@ -69,6 +69,7 @@ use budget::Budget;
 use budget::RingSizes;
 pub use start_error::StartError;
 use start_error::no_health_port;
+use start_error::no_metrics_port;
 use start_error::no_tun;
 use strangers::Guard;
 
@@ -103,7 +104,7 @@ struct Proven {
     driver: DriverPlan,
     spreading: Spreading,
     guard: Guard,
-    listener: Option<TcpListener>,
+    ports: Ports,
 }
 
 /// Runs the program until it is told to stop, and tells the service manager, if there is one.
@@ -186,17 +187,24 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     let guard = strangers::keep_out(&receivers, settings);
     wait_for_the_port(&receivers, settings);
     let spreading = spreading::set_up(receivers, settings);
-    let listener = match settings.health {
-        Some(health) => Some(health::bind(health.port).map_err(no_health_port)?),
-        None => None,
-    };
+    let ports = bind_ports(settings)?;
     Ok(Proven {
         hook_commands,
         open_files_before: open_files.before,
         driver,
         spreading,
         guard,
-        listener,
+        ports,
+    })
+}
+
+/// Takes the ports that tell the state of the program.
+fn bind_ports(settings: &Settings) -> Result<Ports, StartError> {
+    let health = settings.health.map(|health| health::bind(health.port));
+    let metrics = settings.metrics.map(health::bind_metrics);
+    Ok(Ports {
+        health: health.transpose().map_err(no_health_port)?,
+        metrics: metrics.transpose().map_err(no_metrics_port)?,
     })
 }
 
@@ -256,7 +264,7 @@ fn run_proven(
     service_manager: Option<Arc<ServiceManager>>,
     log: &Log,
 ) -> Result<(), StartError> {
-    let Proven { hook_commands, open_files_before, driver, spreading, guard, listener } = proven;
+    let Proven { hook_commands, open_files_before, driver, spreading, guard, ports } = proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(Admission::new(admission_plan(&settings)));
@@ -307,7 +315,7 @@ fn run_proven(
         admission,
         hook_commands,
         hook_open_files: open_files_before,
-        listener,
+        ports,
         netdev: netdev.clone(),
         spreading,
         source_filter: guard.into_filter(),

@@ -22,6 +22,7 @@ pub use lists::SourcesError;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ pub struct Settings {
     pub tcp_idle: Duration,
     /// The health port, if there is one.
     pub health: Option<HealthSettings>,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Whose words the log and the health page speak.
     pub compat: Compat,
     /// Which lines are logged.
@@ -231,6 +234,7 @@ impl Settings {
                 body: !args.status_only,
                 compat: args.compat,
             }),
+            metrics: args.metrics_listen,
             compat: args.compat,
             hex_dump: args.hex_dump,
             receive_queue_bytes: receive_queue_bytes(args, host, workers.len()),

@@ -1,4 +1,5 @@
-//! The health port: what a load balancer asks whether to send flows here.
+//! The ports that tell the state of the program: the health port, which a load balancer asks
+//! whether to send flows here, and the metrics port.
 //!
 //! ```text
 //! client ──TCP──▶ gate (control thread) ──private Unix socket──▶ tiny_http ──▶ page
@@ -6,17 +7,22 @@
 //!                           control ── snapshot ──▶ board ──────────┘
 //! ```
 //!
-//! The page is rendered from a snapshot on the board, never from live state, so no request holds
-//! up the program and none has side effects.
+//! Each port has a gate of its own, and they share the web server. All pages are rendered from a
+//! snapshot on the board, never from live state, so no request holds up the program and none has
+//! side effects.
 
 mod backend;
 mod crowd;
 mod gate;
 pub mod http;
+mod pages;
 mod private_socket;
+mod routes;
 pub(super) mod verdict;
 
 use std::io;
+use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -27,6 +33,8 @@ use crate::settings::HealthSettings;
 use crate::stats::Page;
 use crate::sys;
 use gate::Gate;
+use pages::Pages;
+use routes::Site;
 
 /// Where control publishes the page and the web server finds it.
 #[derive(Debug, Default)]
@@ -49,22 +57,47 @@ impl Board {
 ///
 /// # Errors
 /// See [`sys::listener::listen_everywhere`].
-pub fn bind(port: u16) -> Result<std::net::TcpListener, sys::Error> {
+pub fn bind(port: u16) -> Result<TcpListener, sys::Error> {
     sys::listener::listen_everywhere(port)
 }
 
-/// Serves the port on the calling thread's runtime until that ends. `refresh` is called before
+/// Takes the metrics port likewise.
+///
+/// # Errors
+/// See [`sys::listener::listen_at`].
+pub fn bind_metrics(address: SocketAddr) -> Result<TcpListener, sys::Error> {
+    sys::listener::listen_at(address)
+}
+
+/// The ports that there are.
+#[derive(Debug)]
+pub struct Ports {
+    /// From [`bind`].
+    pub health: Option<TcpListener>,
+    /// From [`bind_metrics`].
+    pub metrics: Option<TcpListener>,
+}
+
+/// Serves the ports on the calling thread's runtime until that ends. `refresh` is called before
 /// each answer, and brings the board up to date.
 pub(super) fn serve(
-    listener: std::net::TcpListener,
-    settings: HealthSettings,
+    ports: Ports,
+    settings: Option<HealthSettings>,
     board: Arc<Board>,
     refresh: Box<dyn Fn()>,
-    log: Log,
+    log: &Log,
 ) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let gate = Rc::new(Gate::new(settings, board, refresh, log)?);
-    tokio::task::spawn_local(gate.run(listener));
+    let listeners = [(Site::Health, ports.health), (Site::Metrics, ports.metrics)];
+    if listeners.iter().all(|(_, listener)| listener.is_none()) {
+        return Ok(());
+    }
+    let pages = Rc::new(Pages::new(settings, board, refresh, log.clone())?);
+    for (site, listener) in listeners {
+        let Some(listener) = listener else { continue };
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let gate = Rc::new(Gate::new(site, Rc::clone(&pages), log.clone()));
+        tokio::task::spawn_local(gate.run(listener));
+    }
     Ok(())
 }
 

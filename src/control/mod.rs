@@ -12,7 +12,7 @@
 //! | `samples` | packets that workers looked at, for the log |
 //! | `answers` | from where no answer can leave |
 //! | `losses` | which drops are going on |
-//! | `status`, `health` | the state of the program, and the port that tells it |
+//! | `status`, `health` | the state of the program, and the ports that tell it |
 //! | `service` | what the service manager is told |
 //! | `words` | what the log calls an endpoint |
 //!
@@ -40,7 +40,6 @@ use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +81,7 @@ use crate::worker::mailbox::Refusal;
 use crate::worker::mailbox::Sample;
 use answers::Remedy;
 use health::Board;
+use health::Ports;
 use hooks::HookCommands;
 use hooks::HookLimits;
 use hooks::HookRunner;
@@ -121,8 +121,8 @@ pub struct Parts {
     pub hook_commands: HookCommands,
     /// The soft limit on open files that hooks get, if it is not to be this process's.
     pub hook_open_files: Option<u64>,
-    /// The health port, from [`health::bind`], if the settings have one.
-    pub listener: Option<TcpListener>,
+    /// The health port and the metrics port, as far as the settings have them.
+    pub ports: Ports,
     /// The way to the netdev thread. Keep another handle until the workers have ended: the links
     /// go with the last one.
     pub netdev: netdev::Handle,
@@ -219,7 +219,6 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     // Whoever started this process may ignore SIGCHLD, which is inherited, and hides how hooks end.
     let _children = signal(SignalKind::child())?;
     let board = Arc::new(Board::default());
-    let health = parts.settings.health.zip(parts.listener);
     let settings = parts.settings;
     let limits = HookLimits {
         jobs: settings.hooks.jobs,
@@ -252,11 +251,9 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         denial_told: Cell::new(false),
         stranger_told: Cell::new(false),
     });
-    if let Some((settings, listener)) = health {
-        let refreshing = Rc::clone(&control);
-        let refresh = Box::new(move || refreshing.refresh());
-        health::serve(listener, settings, board, refresh, control.log.clone())?;
-    }
+    let refreshing = Rc::clone(&control);
+    let refresh = Box::new(move || refreshing.refresh());
+    health::serve(parts.ports, control.settings.health, board, refresh, &control.log)?;
     let wake = Readiness::of(&parts.wake)?;
     tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events, parts.samples));
     control.greet();
@@ -434,7 +431,7 @@ impl Control {
         }
     }
 
-    /// Brings the health page up to date.
+    /// Brings the pages up to date.
     fn refresh(&self) {
         let mut status = self.status.borrow_mut();
         status.set_refused(self.admission.has_refused());

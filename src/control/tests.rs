@@ -83,7 +83,7 @@ impl Rig {
                 admission: permits,
                 hook_commands: hooks::check(&settings.hooks).unwrap(),
                 hook_open_files: None,
-                listener,
+                ports: Ports { health: listener, metrics: None },
                 netdev,
                 spreading: Spreading::of_one_worker(),
                 source_filter: None,

@@ -15,8 +15,8 @@
 /// that a packet takes which leaves through the raw sender instead (`udp18-16k` in benches/load).
 const SENDERS_MAX: u64 = 1024;
 
-/// Descriptors of the program as a whole: log, control, the health port with all its clients, and
-/// as many to spare.
+/// Descriptors of the program as a whole: log, control, the health port and the metrics port with
+/// all their clients, and some to spare.
 const FIXED: u64 = 200;
 
 /// Descriptors of one worker: ring, eventfd, receive socket, and one for a send socket that is

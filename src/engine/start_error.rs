@@ -20,6 +20,14 @@ pub enum StartError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The metrics port cannot be had.
+    #[error("cannot listen for --metrics-listen: {error}; {remedy}")]
+    MetricsPort {
+        /// What failed.
+        error: sys::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// A capability or a permission is missing.
     #[error("{error}: {remedy}")]
     Permission {
@@ -88,6 +96,7 @@ impl StartError {
             Self::OpenFiles { .. } => Errno::EMFILE,
             Self::LockedMemory { .. } => Errno::ENOMEM,
             Self::HealthPort { error, .. }
+            | Self::MetricsPort { error, .. }
             | Self::Permission { error, .. }
             | Self::Missing { error, .. }
             | Self::UdpPort(error)
@@ -102,11 +111,11 @@ impl StartError {
         }
     }
 
-    /// The exit code: 1 hook or health port, 2 permission, 3 device, kernel feature or limit, 4 UDP
-    /// port, 5 `io_uring`, at start or later.
+    /// The exit code: 1 hook, health or metrics port, 2 permission, 3 device, kernel feature or
+    /// limit, 4 UDP port, 5 `io_uring`, at start or later.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Hook(_) | Self::HealthPort { .. } | Self::Host(_) => 1,
+            Self::Hook(_) | Self::HealthPort { .. } | Self::MetricsPort { .. } | Self::Host(_) => 1,
             Self::Permission { .. } => 2,
             Self::Missing { .. } | Self::OpenFiles { .. } | Self::LockedMemory { .. } => 3,
             Self::UdpPort(_) => 4,
@@ -142,4 +151,17 @@ pub(super) fn no_health_port(error: sys::Error) -> StartError {
         "choose another port with -p"
     };
     StartError::HealthPort { error, remedy }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "errno is an open set")]
+pub(super) fn no_metrics_port(error: sys::Error) -> StartError {
+    let remedy = match error.errno {
+        Errno::EACCES | Errno::EPERM => {
+            "a port below 1024 needs CAP_NET_BIND_SERVICE; give the unit that capability, or \
+             choose another port"
+        }
+        Errno::EADDRNOTAVAIL => "this host does not have that address; see ip address",
+        _ => "choose another port",
+    };
+    StartError::MetricsPort { error, remedy }
 }

@@ -8,8 +8,10 @@
 //! says otherwise.
 
 mod cell;
+mod exposition;
 mod page;
 pub mod render_json;
+pub mod render_metrics;
 pub mod render_text;
 mod snapshot;
 
@@ -21,6 +23,7 @@ pub use cell::Gauge;
 pub use cell::Stamp;
 pub use cell::Traffic;
 pub use cell::WorkerCell;
+pub use exposition::Exposition;
 pub use page::EndpointRow;
 pub use page::Page;
 pub use page::QueueRow;

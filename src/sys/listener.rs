@@ -1,4 +1,4 @@
-//! The TCP socket of the health port.
+//! TCP sockets that listen: the health port and the metrics port.
 
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -39,7 +39,11 @@ pub fn listen_everywhere(port: u16) -> Result<TcpListener, Error> {
     }
 }
 
-fn listen_at(address: SocketAddr) -> Result<TcpListener, Error> {
+/// Listens on one address, without ever blocking; on the unspecified one of IPv6, for IPv4 too.
+///
+/// # Errors
+/// As [`listen_everywhere`], and `EADDRNOTAVAIL` for an address that is not this host's.
+pub fn listen_at(address: SocketAddr) -> Result<TcpListener, Error> {
     let fail = |call| move |errno| Error::new(call, format!("TCP {address}"), errno);
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

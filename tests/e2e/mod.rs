@@ -23,6 +23,7 @@
 //! | [`cli`] | the command line as the reference takes it |
 //! | [`logs`] | what the log says, word for word, and how much |
 //! | [`many_endpoints`] | a thousand endpoints, and a flood of made-up ones |
+//! | [`metrics`] | what /metrics, /livez and /readyz say, and what the alert rules make of it |
 //! | [`names`] | links, ids, threads |
 //! | [`scripts`] | the example hooks with real clients |
 //! | [`scripts_faults`] | the example hooks by hand: what they undo, and what they refuse |
@@ -58,6 +59,7 @@ mod inspection;
 mod lifecycle;
 mod logs;
 mod many_endpoints;
+mod metrics;
 mod names;
 mod permissions;
 mod reasons;

@@ -48,7 +48,7 @@ fn command_line(bytes: &[u8]) {
 fn request(bytes: &[u8]) {
     let whole = http::parse_request(bytes);
     match whole {
-        Parsed::Head(head) => assert!((1..=bytes.len()).contains(&head.bytes)),
+        Parsed::Head(ref head) => assert!((1..=bytes.len()).contains(&head.bytes)),
         Parsed::Partial => assert!(bytes.len() < http::HEAD_BYTES_MAX),
         Parsed::Refused(status) => assert_eq!(status, 431),
     }

@@ -9,6 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod craft;
 pub(crate) mod crowd;
 pub(crate) mod engine;
+pub(crate) mod exposition;
 pub(crate) mod freeze;
 pub(crate) mod injector;
 pub(crate) mod inspectors;

@@ -1,7 +1,7 @@
-//! The web server behind the gate: `tiny_http`, on a socket that only the gate reaches.
+//! The web server behind the gates: `tiny_http`, on a socket that only they reach.
 //!
 //! It starts a thread per connection without limit, waits for ever, takes heads of any size and
-//! stops accepting for good at the first error. The gate keeps all of that away from it: two
+//! stops accepting for good at the first error. The gates keep all of that away from it: two
 //! clients at most, both ours, each with one well-formed request.
 //!
 //! And it panics, which ends the program, if it cannot duplicate the descriptor of a connection.
@@ -25,9 +25,12 @@ use tiny_http::Server;
 
 use super::Board;
 use super::private_socket::PrivateSocket;
+use super::routes::Content;
 use crate::settings::Compat;
 use crate::settings::HealthSettings;
+use crate::stats::Page;
 use crate::stats::render_json;
+use crate::stats::render_metrics;
 use crate::stats::render_text;
 use crate::sys::fds;
 
@@ -40,11 +43,15 @@ pub(super) struct Backend {
 
 impl Backend {
     /// Starts the server; it shows what is on `board`.
-    pub(super) fn start(settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
-        Self::start_named("gwlbtun http", settings, board)
+    pub(super) fn start(health: Option<HealthSettings>, board: Arc<Board>) -> io::Result<Self> {
+        Self::start_named("gwlbtun http", health, board)
     }
 
-    fn start_named(name: &str, settings: HealthSettings, board: Arc<Board>) -> io::Result<Self> {
+    fn start_named(
+        name: &str,
+        health: Option<HealthSettings>,
+        board: Arc<Board>,
+    ) -> io::Result<Self> {
         let (listener, socket) = PrivateSocket::listen()?;
         let number = listener.as_raw_fd();
         let (starting, started) = crossbeam_channel::bounded(1);
@@ -60,7 +67,7 @@ impl Backend {
             let _ = starting.send(Ok(()));
             // An error is the end of its accept thread, and thereby of the server.
             while let Ok(request) = server.recv() {
-                answer(request, settings, &board);
+                answer(request, health, &board);
             }
         })?;
         // Until then the listener is there.
@@ -94,24 +101,37 @@ fn serve(listener: RawFd) -> io::Result<Server> {
     Server::from_listener(UnixListener::from(listener), None).map_err(io::Error::other)
 }
 
-fn answer(request: Request, settings: HealthSettings, board: &Board) {
+fn answer(request: Request, health: Option<HealthSettings>, board: &Board) {
     let page = board.page();
+    let (status, kind, body) = match (Content::at_inner_path(request.url()), health) {
+        (Some(Content::Health), Some(settings)) => health_page(&page, settings),
+        (Some(Content::Metrics(exposition)), _) => {
+            (200, exposition.media_type(), render_metrics::render(&page, exposition))
+        }
+        // The gates ask for nothing else.
+        (Some(Content::Health), None) | (None, _) => (404, "text/plain", String::new()),
+    };
+    let kind = Header::from_bytes("Content-Type", kind).expect("plain ASCII");
+    let response = Response::from_string(body)
+        .with_status_code(status)
+        .with_header(kind)
+        // The gate wants the length first, however long the page is.
+        .with_chunked_threshold(usize::MAX);
+    // Only the gate could hear of an error, and it is the gate that went away.
+    let _ = request.respond(response);
+}
+
+/// Status, media type and body of the health page.
+fn health_page(page: &Page, settings: HealthSettings) -> (u16, &'static str, String) {
     let render = match (settings.json, settings.compat) {
         (true, Compat::V3_0) => render_json::render,
         (true, Compat::V3_2) => render_json::render_v3_2,
         (false, Compat::V3_0) => render_text::render,
         (false, Compat::V3_2) => render_text::render_v3_2,
     };
-    let body = if settings.body { render(&page) } else { String::new() };
+    let body = if settings.body { render(page) } else { String::new() };
     let kind = if settings.json { "application/json" } else { "text/html" };
-    let kind = Header::from_bytes("Content-Type", kind).expect("plain ASCII");
-    let response = Response::from_string(body)
-        .with_status_code(if page.healthy { 200 } else { 503 })
-        .with_header(kind)
-        // The gate wants the length first, however long the page is.
-        .with_chunked_threshold(usize::MAX);
-    // Only the gate could hear of an error, and it is the gate that went away.
-    let _ = request.respond(response);
+    (if page.healthy { 200 } else { 503 }, kind, body)
 }
 
 #[cfg(test)]
@@ -129,8 +149,7 @@ mod tests {
 
     #[test]
     fn its_threads_end_with_it() {
-        let settings = HealthSettings { port: 1, json: false, body: true, compat: Compat::V3_0 };
-        let backend = Backend::start_named("test-backend", settings, Arc::default()).unwrap();
+        let backend = Backend::start_named("test-backend", None, Arc::default()).unwrap();
         while http_threads() < 2 {
             thread::yield_now();
         }

@@ -1,26 +1,21 @@
-//! The gate before the web server: what reaches the health port is bounded here.
+//! The gate before the web server: what reaches a port is bounded here.
 //!
 //! | bound | value |
 //! |---|---|
 //! | connections | 64; a new one evicts one of whoever has the most, see [`super::crowd`] |
 //! | head of a request | 8 KiB, complete 2 s after its first byte (or after the connect) |
 //! | pause between requests | 15 s |
-//! | requests at the web server | 2; the others wait, and share the answer while it is the newest |
-//! | the web server's answer | 2 s |
+//! | requests at the web server | see [`super::pages`] |
 //! | taking the answer | 5 s; 4 MiB wait for that in all |
 //!
-//! Any method and any path gets the health page. Answers leave with a length, and connections
+//! Which path gets what stands in [`super::routes`], and the method never matters. Answers leave with a length, and connections
 //! end with a FIN and not with a reset, but for clients that send more than 256 KiB too much.
 
-use std::cell::Cell;
-use std::cell::RefCell;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::MsgFlags;
@@ -29,15 +24,11 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time;
 use tokio::time::Instant;
 
-use super::Board;
-use super::backend::Backend;
 use super::crowd::Crowd;
 use super::crowd::Origin;
 use super::crowd::Progress;
@@ -45,23 +36,18 @@ use super::http;
 use super::http::Parsed;
 use super::http::Reply;
 use super::http::RequestHead;
+use super::pages::Pages;
+use super::routes::Route;
+use super::routes::Site;
 use crate::log::Level;
 use crate::log::Log;
 use crate::log::Section;
-use crate::settings::HealthSettings;
-use crate::stats::Page;
-
-/// Requests that the web server sees at a time.
-const RELAYED_MAX: usize = 2;
 
 /// Time for a head, from its first byte or from the connect.
 const HEAD_TIME: Duration = Duration::from_secs(2);
 
 /// Time between two requests of a connection.
 const PAUSE_TIME: Duration = Duration::from_secs(15);
-
-/// Time for the web server's answer.
-const RELAY_TIME: Duration = Duration::from_secs(2);
 
 /// Time for the client to take the answer.
 const WRITE_TIME: Duration = Duration::from_secs(5);
@@ -83,43 +69,17 @@ const EVICTION_PAUSE: Duration = Duration::from_millis(2);
 /// Pause after a failed accept that nothing could be done about.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The only request that the web server ever sees.
-const INNER_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n";
-
 /// The gate's state, shared by its connections.
 pub(super) struct Gate {
-    settings: HealthSettings,
-    board: Arc<Board>,
-    /// Brings the board up to date.
-    refresh: Box<dyn Fn()>,
-    backend: RefCell<Option<Rc<Backend>>>,
-    backend_started: Cell<Instant>,
-    relays: Semaphore,
-    /// The last answer of the web server, and the page that it shows.
-    last: RefCell<Option<(Arc<Page>, Reply)>>,
+    site: Site,
+    pages: Rc<Pages>,
     crowd: Crowd,
     log: Log,
 }
 
 impl Gate {
-    pub(super) fn new(
-        settings: HealthSettings,
-        board: Arc<Board>,
-        refresh: Box<dyn Fn()>,
-        log: Log,
-    ) -> io::Result<Self> {
-        let backend = Backend::start(settings, Arc::clone(&board))?;
-        Ok(Self {
-            settings,
-            board,
-            refresh,
-            backend: RefCell::new(Some(Rc::new(backend))),
-            backend_started: Cell::new(now()),
-            relays: Semaphore::new(RELAYED_MAX),
-            last: RefCell::new(None),
-            crowd: Crowd::default(),
-            log,
-        })
+    pub(super) fn new(site: Site, pages: Rc<Pages>, log: Log) -> Self {
+        Self { site, pages, crowd: Crowd::default(), log }
     }
 
     /// Accepts connections for ever.
@@ -131,7 +91,7 @@ impl Gate {
                 Section::HealthCheck,
                 Level::Debug,
                 "health check clients",
-                format_args!("Processing a health check client for {}", peer.ip()),
+                format_args!("Processing a {} client for {}", self.site, peer.ip()),
             );
             let origin = peer.ip().into();
             if self.crowd.make_room(origin) {
@@ -160,7 +120,7 @@ impl Gate {
                 Section::HealthCheck,
                 Level::Important,
                 "health_accept_failed",
-                format_args!("accepting a health check failed: {error}"),
+                format_args!("accepting a {} failed: {error}", self.site),
             );
             if !spare.is_empty() {
                 spare.clear();
@@ -201,7 +161,9 @@ impl Gate {
             let request = read_head(stream, &mut received, patience).await;
             progress.answers();
             let (reply, is_head, keep_alive) = match request {
-                Incoming::Request(head) => (self.page().await, head.is_head, head.keep_alive),
+                Incoming::Request(head) => {
+                    (self.answer(&head).await, head.is_head, head.keep_alive)
+                }
                 Incoming::Refused(status) => (Reply::bare(status), false, false),
                 Incoming::Ended => break,
             };
@@ -223,55 +185,16 @@ impl Gate {
         let _ = time::timeout(LINGER_TIME, discard(stream)).await;
     }
 
-    /// The page, from the web server if it answers; the bare truth otherwise. Who asks while a page
-    /// is the newest one shares its answer: a crowd costs one.
-    async fn page(&self) -> Reply {
-        (self.refresh)();
-        let page = self.board.page();
-        let relay = async {
-            let _turn = self.relays.acquire().await.ok()?;
-            if let Some(reply) = self.last_answer(&page) {
-                return Some(reply);
-            }
-            let backend = self.backend.borrow().clone()?;
-            let answer = time::timeout(RELAY_TIME, relay(&backend)).await;
-            let reply = Reply::parse(&answer.ok()?.ok()?)?;
-            self.last.replace(Some((Arc::clone(&page), reply.clone())));
-            Some(reply)
-        };
-        if let Some(reply) = relay.await {
-            return reply;
+    /// What a request gets.
+    async fn answer(&self, head: &RequestHead) -> Reply {
+        match self.site.route(head) {
+            Route::Content(content) => self.pages.get(content).await,
+            // That this thread answers is all that was asked.
+            Route::Live => Reply::text(200, "ok"),
+            Route::Ready if self.pages.is_healthy() => Reply::text(200, "ok"),
+            Route::Ready => Reply::text(503, "not ready"),
+            Route::Missing => Reply::text(404, Site::MISSING),
         }
-        self.replace_backend();
-        Reply::bare(if page.healthy { 200 } else { 503 })
-    }
-
-    /// The answer that shows `page`, if the web server gave one already.
-    fn last_answer(&self, page: &Arc<Page>) -> Option<Reply> {
-        let last = self.last.borrow();
-        let (shown, reply) = last.as_ref()?;
-        Arc::ptr_eq(shown, page).then(|| reply.clone())
-    }
-
-    /// Starts another web server in place of one that has ended, once a second at most. One that
-    /// is only slow stays: to start threads on a host that is out of them is the end of
-    /// `tiny_http`, and of the whole program with it.
-    fn replace_backend(&self) {
-        if self.backend.borrow().as_ref().is_some_and(|backend| backend.is_alive()) {
-            return;
-        }
-        if now().duration_since(self.backend_started.get()) < Duration::from_secs(1) {
-            return;
-        }
-        self.backend_started.set(now());
-        let backend = Backend::start(self.settings, Arc::clone(&self.board));
-        self.log.event(
-            Section::HealthCheck,
-            Level::Important,
-            "health_server_restarted",
-            format_args!("the health page's server has ended; it is started again"),
-        );
-        *self.backend.borrow_mut() = backend.ok().map(Rc::new);
     }
 
     /// How many connections there are.
@@ -285,16 +208,10 @@ impl Gate {
     pub(super) fn unsent_bytes(&self) -> usize {
         self.crowd.unsent_bytes()
     }
-
-    /// Breaks the web server, for a test of what happens then.
-    #[cfg(test)]
-    pub(super) fn lose_backend(&self) {
-        self.backend.borrow_mut().take();
-    }
 }
 
 /// tokio's clock, which tests may stop.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 
@@ -349,15 +266,6 @@ async fn read_head(stream: &mut TcpStream, received: &mut Vec<u8>, patience: Dur
             Err(_) => return Incoming::Refused(408),
         }
     }
-}
-
-/// One request to the web server, and all of its answer.
-async fn relay(backend: &Backend) -> io::Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(backend.path()).await?;
-    stream.write_all(INNER_REQUEST).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    Ok(answer)
 }
 
 /// Reads until the client closes, or has sent more than anybody who means well does.

@@ -9,7 +9,7 @@ pub const HEAD_BYTES_MAX: usize = 8 << 10;
 const FIELDS_MAX: usize = 64;
 
 /// What the gate must know of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestHead {
     /// Bytes of the head; what follows belongs to the body or the next request.
     pub bytes: usize,
@@ -17,10 +17,14 @@ pub struct RequestHead {
     pub is_head: bool,
     /// Whether the connection is for another request afterwards.
     pub keep_alive: bool,
+    /// The path that is asked for, without a query; empty if it is no HTTP.
+    pub path: String,
+    /// The media types that the client takes, as it lists them.
+    pub accept: String,
 }
 
 /// What the bytes so far are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// A whole head.
     Head(RequestHead),
@@ -40,21 +44,17 @@ pub fn parse_request(bytes: &[u8]) -> Parsed {
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Parsed::Refused(431),
         // What is no HTTP gets the page too, as with the reference program, and then a FIN.
         Err(_) => {
-            return Parsed::Head(RequestHead {
-                bytes: bytes.len(),
-                is_head: false,
-                keep_alive: false,
-            });
+            return Parsed::Head(RequestHead { bytes: bytes.len(), ..RequestHead::default() });
         }
     };
-    let says = |name: &str, word: &str| {
-        request
-            .headers
-            .iter()
-            .filter(|field| field.name.eq_ignore_ascii_case(name))
-            .filter_map(|field| std::str::from_utf8(field.value).ok())
-            .flat_map(|value| value.split(','))
-            .any(|part| part.trim().eq_ignore_ascii_case(word))
+    let values = |name: &'static str| {
+        let fields = request.headers.iter();
+        let fields = fields.filter(move |field| field.name.eq_ignore_ascii_case(name));
+        fields.filter_map(|field| std::str::from_utf8(field.value).ok())
+    };
+    let says = |name: &'static str, word: &str| {
+        let mut parts = values(name).flat_map(|value| value.split(','));
+        parts.any(|part| part.trim().eq_ignore_ascii_case(word))
     };
     let has = |name: &str| {
         let mut fields = request.headers.iter();
@@ -72,7 +72,16 @@ pub fn parse_request(bytes: &[u8]) -> Parsed {
         bytes: length,
         is_head: request.method == Some("HEAD"),
         keep_alive: persistent && !has_body,
+        path: path_of(request.path.unwrap_or_default()).to_owned(),
+        accept: values("Accept").collect::<Vec<_>>().join(","),
     })
+}
+
+/// The path in a request's target, which may be a whole URL (RFC 9112 §3.2).
+fn path_of(target: &str) -> &str {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let Some((_, rest)) = path.split_once("://") else { return path };
+    rest.find('/').map_or("/", |start| &rest[start..])
 }
 
 /// An answer, whole.
@@ -90,6 +99,12 @@ impl Reply {
     /// An answer of a status alone.
     pub const fn bare(status: u16) -> Self {
         Self { status, kind: String::new(), body: Vec::new() }
+    }
+
+    /// A line of text.
+    pub fn text(status: u16, line: &str) -> Self {
+        let kind = "text/plain; charset=utf-8".to_owned();
+        Self { status, kind, body: format!("{line}\n").into_bytes() }
     }
 
     /// Takes apart what the backend sent; nothing if that is no whole answer.
@@ -116,6 +131,7 @@ impl Reply {
     pub fn to_bytes(&self, is_head: bool, keep_alive: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",
+            404 => "Not Found",
             408 => "Request Timeout",
             431 => "Request Header Fields Too Large",
             _ => "Service Unavailable",
@@ -168,10 +184,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_for() {
+        for (target, path) in [
+            ("/", "/"),
+            ("/metrics", "/metrics"),
+            ("/metrics?a=/b#c", "/metrics"),
+            ("/#x", "/"),
+            ("http://proxy.example/a/b?c", "/a/b"),
+            ("http://proxy.example", "/"),
+            ("*", "*"),
+        ] {
+            let accept = "accept: text/plain\r\nAccept: */*;q=0.1";
+            let head = head(&format!("GET {target} HTTP/1.1\r\n{accept}\r\n\r\n"));
+            assert_eq!((head.path.as_str(), head.accept.as_str()), (path, "text/plain,*/*;q=0.1"));
+        }
+        assert_eq!(head("GET / HTTP/1.0\r\n\r\n").accept, "");
+    }
+
+    #[test]
     fn what_is_no_head() {
         assert_eq!(parse_request(b""), Parsed::Partial);
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\nHost"), Parsed::Partial);
-        let alien = RequestHead { bytes: 5, is_head: false, keep_alive: false };
+        let alien = RequestHead { bytes: 5, ..RequestHead::default() };
         assert_eq!(parse_request(b"\x16\x03\x01\x02\x00"), Parsed::Head(alien));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
         assert_eq!(parse_request(long.as_bytes()), Parsed::Refused(431));

@@ -34,6 +34,7 @@ struct Fixture {
     address: SocketAddr,
     board: Arc<Board>,
     gate: Rc<Gate>,
+    pages: Rc<Pages>,
     refreshed: Rc<Cell<u32>>,
 }
 
@@ -48,11 +49,13 @@ fn with_gate<F: Future<Output = ()>>(settings: HealthSettings, test: impl FnOnce
         let count = Rc::clone(&refreshed);
         let refresh = Box::new(move || count.set(count.get() + 1));
         let (log, _) = Log::start(Thresholds::all(Level::Critical), io::sink()).unwrap();
-        let gate = Rc::new(Gate::new(settings, Arc::clone(&board), refresh, log).unwrap());
+        let pages = Pages::new(Some(settings), Arc::clone(&board), refresh, log.clone());
+        let pages = Rc::new(pages.unwrap());
+        let gate = Rc::new(Gate::new(Site::Health, Rc::clone(&pages), log));
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         tokio::task::spawn_local(Rc::clone(&gate).run(listener));
         let address = ([127, 0, 0, 1], port).into();
-        test(Fixture { address, board, gate, refreshed }).await;
+        test(Fixture { address, board, gate, pages, refreshed }).await;
     });
 }
 
@@ -281,7 +284,7 @@ fn unread_answers_take_a_bounded_place() {
 #[test]
 fn without_the_web_server_the_status_is_still_true() {
     with_gate(TEXT, |fixture| async move {
-        fixture.gate.lose_backend();
+        fixture.pages.lose_backend();
         let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n"), "{answer}");
@@ -298,7 +301,7 @@ fn requests_share_the_answer_while_its_page_is_the_newest() {
     with_gate(TEXT, |fixture| async move {
         let first = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
         // Nobody could render another answer now.
-        fixture.gate.lose_backend();
+        fixture.pages.lose_backend();
         assert_eq!(fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await, first);
         assert!(fixture.exchange(b"HEAD / HTTP/1.0\r\n\r\n").await.ends_with("\r\n\r\n"));
         fixture.board.publish(Page { healthy: false, ..Page::default() });
