@@ -25,11 +25,13 @@
 
 mod check;
 mod output;
+mod tally;
 
 pub use check::HookCommand;
 pub use check::HookCommands;
 pub use check::HookError;
 pub use check::check;
+pub use tally::HookTally;
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -53,6 +55,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use crate::log::Log;
+use crate::sys::clock;
 use crate::types::EndpointId;
 use crate::types::LinkName;
 use output::Output;
@@ -166,6 +169,7 @@ impl Default for HookLimits {
 pub struct HookRunner {
     queue: mpsc::Sender<Job>,
     skip: watch::Sender<Skip>,
+    tally: HookTally,
 }
 
 /// A request, and what is to happen on its way.
@@ -192,8 +196,14 @@ impl HookRunner {
     pub fn start(limits: HookLimits, log: Log) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (skip, skipped) = watch::channel(Skip::None);
-        tokio_uring::spawn(run_in_turn(requests, skipped, limits, log));
-        Self { queue, skip }
+        let tally = HookTally::default();
+        tokio_uring::spawn(run_in_turn(requests, skipped, limits, (log, tally.clone())));
+        Self { queue, skip, tally }
+    }
+
+    /// What hooks did so far.
+    pub fn tally(&self) -> &HookTally {
+        &self.tally
     }
 
     /// Runs a hook when its turn comes, and waits for its end. `on_turn` is called before it
@@ -228,15 +238,19 @@ async fn run_in_turn(
     mut requests: mpsc::Receiver<Job>,
     skipped: watch::Receiver<Skip>,
     limits: HookLimits,
-    log: Log,
+    (log, tally): (Log, HookTally),
 ) {
     let turns = Arc::new(Semaphore::new(limits.jobs.max(1).into()));
     while let Some(Job { request, on_turn, reply }) = requests.recv().await {
         let turn = Arc::clone(&turns).acquire_owned().await;
-        let (skipped, log) = (skipped.clone(), log.clone());
+        let (skipped, log, tally) = (skipped.clone(), log.clone(), tally.clone());
         let run = tokio_uring::spawn(async move {
             let outcome = if on_turn() {
-                run_one(&request, skipped, limits, log).await
+                let start = clock::precise();
+                tally.began();
+                let outcome = run_one(&request, skipped, limits, log).await;
+                tally.ended(request.action, &outcome, clock::precise().since(start));
+                outcome
             } else {
                 HookOutcome::NotWanted
             };

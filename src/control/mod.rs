@@ -14,6 +14,7 @@
 //! | `losses` | which drops are going on |
 //! | `status`, `health` | the state of the program, and the ports that tell it |
 //! | `service` | what the service manager is told |
+//! | `civil` | points in time as metrics have them |
 //! | `words` | what the log calls an endpoint |
 //!
 //! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
@@ -21,6 +22,7 @@
 //! its own. Nothing here touches a ring of a worker: they talk through `worker::mailbox`.
 
 mod answers;
+mod civil;
 mod downgrades;
 pub mod health;
 pub mod hooks;
@@ -98,6 +100,9 @@ use words::Called;
 
 /// How often the state of the program is looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How often the allowances of the instance are looked at: the driver asks its device for them.
+const ALLOWANCES_PAUSE: Duration = Duration::from_secs(5);
 
 /// Different reasons of failed creations that are told; each is told once.
 const REASONS_TOLD_MAX: usize = 64;
@@ -187,6 +192,8 @@ struct Control {
     refusal_told: Cell<bool>,
     denial_told: Cell<bool>,
     stranger_told: Cell<bool>,
+    /// When the allowances were last asked for.
+    allowances_asked: Cell<Moment>,
 }
 
 /// Runs the program until SIGINT, SIGTERM or the failure of a worker; then every endpoint's
@@ -250,6 +257,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         refusal_told: Cell::new(false),
         denial_told: Cell::new(false),
         stranger_told: Cell::new(false),
+        allowances_asked: Cell::new(Moment::ZERO),
     });
     let refreshing = Rc::clone(&control);
     let refresh = Box::new(move || refreshing.refresh());
@@ -345,6 +353,20 @@ impl Control {
         }
         self.tell_refusals();
         self.make_room(now);
+        if self.settings.metrics.is_some()
+            && now.since(self.allowances_asked.get()) >= ALLOWANCES_PAUSE
+        {
+            self.allowances_asked.set(Moment::from_nanos(u64::MAX));
+            tokio_uring::spawn(Rc::clone(self).look_at_allowances());
+        }
+    }
+
+    /// Looks what AWS says of this instance's allowances.
+    async fn look_at_allowances(self: Rc<Self>) {
+        if let Ok(nics) = self.netdev.allowances().await {
+            self.status.borrow_mut().nics = nics;
+        }
+        self.allowances_asked.set(clock::now());
     }
 
     /// Tells once who was turned away: an operator may not have meant that.
@@ -435,6 +457,7 @@ impl Control {
     fn refresh(&self) {
         let mut status = self.status.borrow_mut();
         status.set_refused(self.admission.has_refused());
+        status.hooks = self.hooks.tally().row();
         status.refresh(&self.workers, clock::now());
     }
 

@@ -18,9 +18,11 @@ use crossbeam_channel::Receiver;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
+use crate::stats::NicRow;
 use crate::steering::links;
 use crate::sys;
 use crate::sys::Errno;
+use crate::sys::ethtool;
 use crate::sys::link;
 use crate::sys::link::LinkGroup;
 use crate::sys::link::LinkIndex;
@@ -70,6 +72,7 @@ enum Request {
     Destroy(ArrayVec<LinkIndex, 2>, Reply<()>),
     DestroyAll(Reply<()>),
     Probe(Reply<()>),
+    Allowances(Reply<Vec<NicRow>>),
 }
 
 /// The way to the thread. It ends when the last handle is gone, and takes its links with it.
@@ -114,6 +117,14 @@ impl Handle {
     /// See [`tun::probe`].
     pub async fn probe(&self) -> Result<(), NetdevError> {
         self.ask(Request::Probe).await
+    }
+
+    /// Reads what AWS says of the instance's allowances, of each network interface that tells.
+    ///
+    /// # Errors
+    /// [`NetdevError::Gone`].
+    pub async fn allowances(&self) -> Result<Vec<NicRow>, NetdevError> {
+        self.ask(Request::Allowances).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, NetdevError> {
@@ -201,6 +212,9 @@ impl Netdev {
             Request::Probe(reply) => {
                 let _ = reply.send(tun::probe());
             }
+            Request::Allowances(reply) => {
+                let _ = reply.send(Ok(allowances()));
+            }
         }
     }
 
@@ -262,6 +276,22 @@ impl Netdev {
         self.held.clear();
         outcome
     }
+}
+
+/// How the ENA driver names what it counts there (AWS guide, "Monitor network performance for ENA
+/// settings on your EC2 instance").
+const EXCEEDED: &str = "_allowance_exceeded";
+
+/// The allowances that were exceeded. A driver that does not count them is passed over.
+fn allowances() -> Vec<NicRow> {
+    let exceeded_of = |name: &str| {
+        let found = ethtool::statistics(name, |name| name.ends_with(EXCEEDED)).unwrap_or_default();
+        let short = |name: String| name.trim_end_matches(EXCEEDED).to_owned();
+        found.into_iter().map(|(name, count)| (short(name), count)).collect::<Vec<_>>()
+    };
+    let nics = ethtool::devices().into_iter();
+    let nics = nics.map(|name| NicRow { exceeded: exceeded_of(&name), name });
+    nics.filter(|nic| !nic.exceeded.is_empty()).collect()
 }
 
 /// Gives the links of an endpoint the program that chooses their queues.

@@ -1,12 +1,15 @@
 //! What control knows about the state of the program, and the page it makes of that.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::WorkerLink;
 use super::answers::Answers;
+use super::civil;
+use super::civil::LastTime;
 use super::downgrades::Downgrades;
 use super::health::Board;
 use super::health::verdict::Verdict;
@@ -16,10 +19,13 @@ use super::spread::Spread;
 use super::spread::Spreading;
 use super::strangers;
 use crate::settings::Settings;
-use crate::stats::DropsSnapshot;
 use crate::stats::EndpointCell;
 use crate::stats::EndpointRow;
+use crate::stats::EndpointSnapshot;
 use crate::stats::FlowsSnapshot;
+use crate::stats::HooksRow;
+use crate::stats::NicRow;
+use crate::stats::Others;
 use crate::stats::Page;
 use crate::stats::WorkerRow;
 use crate::stats::WorkerSnapshot;
@@ -50,6 +56,9 @@ const NOT_MADE_MAX: usize = 16;
 /// every few seconds.
 const NOT_MADE_AGE_MAX: Duration = Duration::from_mins(1);
 
+/// Endpoints with a name of their own in the metrics; all others are one there.
+const NAMED_MAX: usize = 1000;
+
 /// What the page says when an endpoint was refused since start.
 const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
                        too many came at once";
@@ -77,8 +86,20 @@ pub(super) struct Status {
     /// Workers that have ended, and why.
     failed: BTreeMap<WorkerId, String>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
-    /// Drops of endpoints that have gone.
-    drops_of_gone: DropsSnapshot,
+    /// What endpoints did that have gone.
+    gone: EndpointSnapshot,
+    /// What those of them did that had no name in the metrics, if there ever was one.
+    others_gone: Option<Others>,
+    /// When the program was started, since 1970.
+    started_at: Duration,
+    /// Datagrams dropped at the receive sockets, as last shown.
+    socket_drops: u64,
+    endpoints_max: u64,
+    flows_max: u64,
+    /// What hooks did.
+    pub(super) hooks: HooksRow,
+    /// Network interfaces that have something to tell.
+    pub(super) nics: Vec<NicRow>,
     /// From where no answer can leave.
     pub(super) answers: Answers,
     /// What workers do without since the kernel refused it.
@@ -101,6 +122,12 @@ struct EndpointState {
     watched: Watched,
     /// Flows removed until the last page.
     removed: FlowsSnapshot,
+    /// Whether it has a name of its own in the metrics.
+    is_named: bool,
+    /// When its last packet passed.
+    seen: LastTime,
+    /// What its queues had dropped by the last page.
+    queue_drops: [u64; 2],
 }
 
 impl Status {
@@ -124,7 +151,14 @@ impl Status {
             not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            drops_of_gone: DropsSnapshot::default(),
+            gone: EndpointSnapshot::default(),
+            others_gone: None,
+            started_at: civil::now(),
+            socket_drops: 0,
+            endpoints_max: settings.endpoints_max.into(),
+            flows_max: settings.flows_max.into(),
+            hooks: HooksRow::default(),
+            nics: Vec::new(),
             answers: Answers::default(),
             downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
@@ -142,20 +176,38 @@ impl Status {
         cells: Vec<Arc<EndpointCell>>,
         now: Moment,
     ) {
-        let removed = FlowsSnapshot::default();
-        let state =
-            EndpointState { since: now, cells, lost: None, watched: Watched::default(), removed };
+        let is_named = self.endpoints.values().filter(|other| other.is_named).count() < NAMED_MAX;
+        if !is_named {
+            self.others_gone.get_or_insert_default();
+        }
+        let state = EndpointState {
+            since: now,
+            cells,
+            lost: None,
+            watched: Watched::default(),
+            removed: FlowsSnapshot::default(),
+            is_named,
+            seen: LastTime::default(),
+            queue_drops: [0; 2],
+        };
         self.endpoints.insert(id, state);
     }
 
-    /// Takes an endpoint off the page. What it dropped stays in the sum of all.
+    /// Takes an endpoint off the page. What it did stays in the sum of all.
     pub(super) fn remove_endpoint(&mut self, id: EndpointId) {
-        let Some(EndpointState { cells, .. }) = self.endpoints.remove(&id) else {
+        let Some(EndpointState { cells, is_named, queue_drops, .. }) = self.endpoints.remove(&id)
+        else {
             return;
         };
-        for cell in cells {
-            self.drops_of_gone += (&cell.decap_drops).into();
-            self.drops_of_gone += (&cell.encap_drops).into();
+        let mut counters = EndpointSnapshot::sum(cells.iter().map(AsRef::as_ref));
+        // They have gone with it.
+        counters.flows = FlowsSnapshot::default();
+        self.gone += counters;
+        if let Some(others) = self.others_gone.as_mut().filter(|_| !is_named) {
+            others.counters += counters;
+            for (all, its) in others.queue_drops.iter_mut().zip(queue_drops) {
+                *all += its;
+            }
         }
     }
 
@@ -263,17 +315,36 @@ impl Status {
 
     /// Everything that is wrong.
     fn reasons(&self, workers: &[WorkerLink], now: Moment) -> Vec<String> {
-        let stalled = workers.iter().filter_map(|worker| {
+        let stopping = self.stopping.then(|| STOPPING.to_owned());
+        let told =
+            self.failed.values().chain(&self.no_device).cloned().chain(self.answers.reason());
+        stopping.into_iter().chain(told).chain(self.stalls(workers, now)).collect()
+    }
+
+    /// The workers that do not turn any more and have not said why.
+    fn stalls<'a>(
+        &'a self,
+        workers: &'a [WorkerLink],
+        now: Moment,
+    ) -> impl Iterator<Item = String> + 'a {
+        workers.iter().filter_map(move |worker| {
             let turn = worker.cell.last_turn.get().max(self.started);
             let stall = now.since(turn);
             let id = worker.id;
             (stall > TURN_MAX && !self.failed.contains_key(&id))
                 .then(|| format!("worker {id} made no turn for {:.1} s", stall.as_secs_f64()))
-        });
-        let stopping = self.stopping.then(|| STOPPING.to_owned());
-        let told =
-            self.failed.values().chain(&self.no_device).cloned().chain(self.answers.reason());
-        stopping.into_iter().chain(told).chain(stalled).collect()
+        })
+    }
+
+    /// The same, by what is looked at.
+    fn checks(&self, workers: &[WorkerLink], now: Moment) -> Vec<(&'static str, bool)> {
+        let turning = self.failed.is_empty() && self.stalls(workers, now).next().is_none();
+        vec![
+            ("running", !self.stopping),
+            ("workers", turning),
+            ("links", self.no_device.is_none()),
+            ("answers", self.answers.reason().is_none()),
+        ]
     }
 
     /// The verdict in a few words, with the first reason.
@@ -353,15 +424,14 @@ impl Status {
                 counters,
             }
         });
-        let mut endpoints: Vec<_> =
-            self.endpoints.iter_mut().map(|(&id, endpoint)| endpoint.row(id, now)).collect();
         let queue_drops = link::dropped().unwrap_or_default();
-        for endpoint in &mut endpoints {
-            let of = |side| queue_drops.get(endpoint.link(side).as_str()).copied();
-            endpoint.queue_drops = Side::BOTH.map(|side| of(side).unwrap_or(0));
-        }
-        // What was read later may have grown.
+        let endpoints = self.endpoints.iter_mut();
+        let endpoints: Vec<_> =
+            endpoints.map(|(&id, endpoint)| endpoint.row(id, now, &queue_drops)).collect();
+        // What was read later may have grown; and what counts never shrinks.
         let socket_drops = self.spread.dropped().saturating_sub(refused_drops);
+        self.socket_drops = self.socket_drops.max(socket_drops);
+        let socket_drops = self.socket_drops;
         let watched = self.endpoints.values_mut().map(|endpoint| &mut endpoint.watched);
         let refusals = self.answers.is_any_refused();
         self.losses.look(endpoints.iter().zip(watched), socket_drops, refusals, now);
@@ -384,14 +454,31 @@ impl Status {
             other_idle: Policy::OTHER_IDLE,
             workers: rows.collect(),
             endpoints,
-            drops_of_gone: self.drops_of_gone,
+            gone: self.gone,
+            others_gone: self.others_gone,
+            started: self.started_at,
+            checks: self.checks(workers, now),
+            endpoints_max: self.endpoints_max,
+            flows_max: self.flows_max,
+            hooks: self.hooks,
+            nics: self.nics.clone(),
         }
     }
 }
 
 impl EndpointState {
-    fn row(&mut self, id: EndpointId, now: Moment) -> EndpointRow {
+    fn row(
+        &mut self,
+        id: EndpointId,
+        now: Moment,
+        queue_drops: &HashMap<String, u64>,
+    ) -> EndpointRow {
         let mut row = EndpointRow::new(id, self.since, now, &self.cells);
+        let of = |side| queue_drops.get(row.link(side).as_str()).copied();
+        row.queue_drops = Side::BOTH.map(|side| of(side).unwrap_or(0));
+        self.queue_drops = row.queue_drops;
+        row.is_named = self.is_named;
+        row.last_seen_at = self.seen.at(row.counters.last_seen, now);
         let removed = row.counters.flows_removed;
         row.flows_timed_out = removed.less(&self.removed);
         self.removed = removed;
@@ -447,6 +534,33 @@ mod tests {
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
         }
+    }
+
+    #[test]
+    fn names_in_the_metrics_are_so_many_and_nobody_loses_one() {
+        let mut status = status(&[]);
+        let count = u64::try_from(NAMED_MAX).unwrap();
+        let add = |status: &mut Status, id| {
+            let cell = EndpointCell::default();
+            cell.to_gwi.count(100);
+            status.add_endpoint(EndpointId(id), vec![Arc::new(cell)], START);
+        };
+        (1..=count).for_each(|id| add(&mut status, id));
+        assert_eq!(status.page(&[], START).others_gone, None);
+        add(&mut status, 0);
+        let named = |status: &mut Status| {
+            let page = status.page(&[], START);
+            let rows = page.endpoints.iter();
+            let unnamed: Vec<_> = rows.filter(|row| !row.is_named).map(|row| row.id.0).collect();
+            (unnamed, page.others_gone.unwrap().counters.to_gwi.packets)
+        };
+        assert_eq!(named(&mut status), (vec![0], 0));
+        // A name is free, and is for the next one: who has none counts among the others for life.
+        status.remove_endpoint(EndpointId(7));
+        add(&mut status, count + 1);
+        assert_eq!(named(&mut status), (vec![0], 0));
+        status.remove_endpoint(EndpointId(0));
+        assert_eq!(named(&mut status), (vec![], 1));
     }
 
     #[test]

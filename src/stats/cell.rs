@@ -1,5 +1,6 @@
 //! The live side of the counters: single-writer cells.
 
+use super::histogram::Histogram;
 use crate::sync::AtomicU64;
 use crate::sync::Ordering;
 use crate::sync::fence;
@@ -211,6 +212,10 @@ pub struct WorkerCell {
     pub flows_retaught: Counter,
     /// Completions for an operation that had already ended: always 0 unless there is a bug.
     pub stray_completions: Counter,
+    /// Samples of the time from the start of a turn to the end of its first write to `gwi`.
+    pub to_gwi_times: Histogram,
+    /// Samples of the time from the start of a turn to the end of its first send.
+    pub to_gwlb_times: Histogram,
 }
 
 impl WorkerCell {

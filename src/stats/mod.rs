@@ -9,6 +9,8 @@
 
 mod cell;
 mod exposition;
+mod histogram;
+mod hooks;
 mod page;
 pub mod render_json;
 pub mod render_metrics;
@@ -24,7 +26,14 @@ pub use cell::Stamp;
 pub use cell::Traffic;
 pub use cell::WorkerCell;
 pub use exposition::Exposition;
+pub use histogram::Histogram;
+pub use histogram::HistogramSnapshot;
+pub use hooks::HookActionRow;
+pub use hooks::HookResult;
+pub use hooks::HooksRow;
 pub use page::EndpointRow;
+pub use page::NicRow;
+pub use page::Others;
 pub use page::Page;
 pub use page::QueueRow;
 pub use page::SteeringRow;

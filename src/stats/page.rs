@@ -6,6 +6,7 @@ use super::DropsSnapshot;
 use super::EndpointCell;
 use super::EndpointSnapshot;
 use super::FlowsSnapshot;
+use super::HooksRow;
 use super::TrafficSnapshot;
 use super::WorkerSnapshot;
 use crate::types::EndpointId;
@@ -47,8 +48,41 @@ pub struct Page {
     pub workers: Vec<WorkerRow>,
     /// The endpoints, by id.
     pub endpoints: Vec<EndpointRow>,
-    /// Drops of endpoints that have gone.
-    pub drops_of_gone: DropsSnapshot,
+    /// What endpoints did that have gone.
+    pub gone: EndpointSnapshot,
+    /// What endpoints without a name in the metrics did that have gone, if there ever was one.
+    pub others_gone: Option<Others>,
+    /// When the program was started, since 1970.
+    pub started: Duration,
+    /// What the verdict on the program's health is made of, by name, and whether it is good.
+    pub checks: Vec<(&'static str, bool)>,
+    /// Endpoints that may be served at a time.
+    pub endpoints_max: u64,
+    /// Flows that may be remembered at a time.
+    pub flows_max: u64,
+    /// What hooks did.
+    pub hooks: HooksRow,
+    /// Network interfaces that have something to tell.
+    pub nics: Vec<NicRow>,
+}
+
+/// What is left of endpoints that have gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Their counters.
+    pub counters: EndpointSnapshot,
+    /// Their [`EndpointRow::queue_drops`].
+    pub queue_drops: [u64; 2],
+}
+
+/// A network interface of an EC2 instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NicRow {
+    /// Its name.
+    pub name: String,
+    /// Packets that AWS queued or dropped because an allowance of the instance was exceeded, by the
+    /// name of that.
+    pub exceeded: Vec<(String, u64)>,
 }
 
 /// How packets find their worker, where there are several.
@@ -96,6 +130,10 @@ pub struct EndpointRow {
     /// Packets that the kernel dropped because nobody read them from `gwi`, from `gwo` in time, in
     /// the order of [`Side::BOTH`]; a super-packet counts once.
     pub queue_drops: [u64; 2],
+    /// Whether it has a name of its own in the metrics, which only so many have.
+    pub is_named: bool,
+    /// When a packet of a host last passed, since 1970, if one did.
+    pub last_seen_at: Option<Duration>,
     /// What each worker read from `gwi` and from `gwo`, in the order of [`Side::BOTH`].
     pub reads: Vec<[QueueRow; 2]>,
 }
@@ -131,6 +169,8 @@ impl EndpointRow {
             quiet_to_gwi: quiet(counters.last_to_gwi),
             age: now.since(since),
             queue_drops: [0; 2],
+            is_named: true,
+            last_seen_at: None,
             reads: reads.collect(),
             flows_timed_out: FlowsSnapshot::default(),
             counters,
@@ -201,13 +241,27 @@ impl Page {
 
     /// Drops of all workers and endpoints since start.
     pub fn drops(&self) -> DropsSnapshot {
-        let mut all = self.drops_of_gone;
+        let [mut all, encap] = self.drops_by_direction();
+        all += encap;
+        all
+    }
+
+    /// The same apart: on the way to the host, and on the way back. What belongs to no endpoint is
+    /// among the first, because nearly all of that comes from the load balancer.
+    pub fn drops_by_direction(&self) -> [DropsSnapshot; 2] {
+        let endpoints = self.all_endpoints();
+        let mut decap = endpoints.decap_drops;
         for worker in &self.workers {
-            all += worker.counters.drops;
+            decap += worker.counters.drops;
         }
+        [decap, endpoints.encap_drops]
+    }
+
+    /// What all endpoints did since start, those included that have gone.
+    pub fn all_endpoints(&self) -> EndpointSnapshot {
+        let mut all = self.gone;
         for endpoint in &self.endpoints {
-            all += endpoint.counters.decap_drops;
-            all += endpoint.counters.encap_drops;
+            all += endpoint.counters;
         }
         all
     }
@@ -281,7 +335,7 @@ pub(super) mod tests {
                 counters: (&worker).into(),
             }],
             endpoints: vec![endpoint],
-            drops_of_gone: DropsSnapshot::default(),
+            ..Page::default()
         }
     }
 

@@ -7,6 +7,7 @@ use super::cell::EndpointCell;
 use super::cell::FlowCounters;
 use super::cell::Traffic;
 use super::cell::WorkerCell;
+use super::histogram::HistogramSnapshot;
 use crate::sync::Ordering;
 use crate::sync::fence;
 use crate::types::DropReason;
@@ -186,6 +187,28 @@ impl EndpointSnapshot {
     }
 }
 
+impl AddAssign for EndpointSnapshot {
+    /// Adds another endpoint's.
+    fn add_assign(&mut self, other: Self) {
+        self.from_gwlb += other.from_gwlb;
+        self.to_gwi += other.to_gwi;
+        self.from_gwi += other.from_gwi;
+        self.from_gwo += other.from_gwo;
+        self.to_gwlb += other.to_gwlb;
+        self.foreign += other.foreign;
+        self.host_noise += other.host_noise;
+        self.too_big_sent += other.too_big_sent;
+        self.decap_drops += other.decap_drops;
+        self.encap_drops += other.encap_drops;
+        self.last_seen = self.last_seen.max(other.last_seen);
+        self.last_to_gwi = self.last_to_gwi.max(other.last_to_gwi);
+        self.last_from_gwi = self.last_from_gwi.max(other.last_from_gwi);
+        self.last_from_gwo = self.last_from_gwo.max(other.last_from_gwo);
+        self.flows += other.flows;
+        self.flows_removed += other.flows_removed;
+    }
+}
+
 /// Packets of hosts that a worker read beyond those that it received: that many, at least, belong
 /// to other workers or to this host.
 fn foreign(cell: &EndpointCell) -> u64 {
@@ -233,6 +256,10 @@ pub struct WorkerSnapshot {
     pub flows_retaught: u64,
     /// See [`WorkerCell::stray_completions`].
     pub stray_completions: u64,
+    /// See [`WorkerCell::to_gwi_times`].
+    pub to_gwi_times: HistogramSnapshot,
+    /// See [`WorkerCell::to_gwlb_times`].
+    pub to_gwlb_times: HistogramSnapshot,
 }
 
 impl WorkerSnapshot {
@@ -266,6 +293,8 @@ impl From<&WorkerCell> for WorkerSnapshot {
             flows_evicted: live.flows_evicted.get(),
             flows_retaught: live.flows_retaught.get(),
             stray_completions: live.stray_completions.get(),
+            to_gwi_times: (&live.to_gwi_times).into(),
+            to_gwlb_times: (&live.to_gwlb_times).into(),
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Civil time, for people who read the log. Nothing else in the program may look at it: it steps.
+//! Civil time, for people who read the log, and for metrics that are points in it. Nothing else in
+//! the program may look at it: it steps.
 
 #![expect(unsafe_code, reason = "only the C library knows the host's time zone: localtime_r")]
 
 use std::fmt;
+use std::time::Duration;
 
 use nix::libc;
 use nix::time::ClockId;
@@ -24,6 +26,14 @@ pub fn now() -> WallTime {
     WallTime {
         secs: time.tv_sec(),
         millis: u16::try_from(time.tv_nsec() / 1_000_000).expect("below a second"),
+    }
+}
+
+impl WallTime {
+    /// Time since 1970 in UTC; nothing before that.
+    pub fn since_epoch(self) -> Duration {
+        let secs = u64::try_from(self.secs).unwrap_or(0);
+        Duration::from_secs(secs) + Duration::from_millis(self.millis.into())
     }
 }
 

@@ -12,6 +12,7 @@ mod flow_kind;
 mod moment;
 mod names;
 mod offload;
+mod process_usage;
 mod source_list;
 mod tcp_segment_max;
 
@@ -27,6 +28,8 @@ pub use names::LinkName;
 pub use names::Side;
 pub use offload::Downgrade;
 pub use offload::Offload;
+pub use process_usage::ProcessUsage;
+pub use process_usage::ThreadUsage;
 pub use source_list::Network;
 pub use source_list::ParseNetworkError;
 pub use source_list::SourceList;

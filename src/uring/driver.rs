@@ -46,6 +46,7 @@ use super::ring::Ring;
 use super::slots::SlotKey;
 use super::token::Operation;
 use super::token::Token;
+use super::watch::Watch;
 use crate::path::plan::BufferId;
 use crate::path::plan::Group;
 use crate::path::plan::Job;
@@ -54,6 +55,7 @@ use crate::sys::Errno;
 use crate::sys::Error;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
+use crate::types::Moment;
 use crate::types::Side;
 
 const RAW_SENDER: u32 = 0;
@@ -112,6 +114,7 @@ pub struct Driver {
     udp: BufferGroup,
     tun: BufferGroup,
     operations: Operations,
+    watch: Watch,
     /// The message header that says how much of each buffer is for addresses.
     receive_header: Box<libc::msghdr>,
     plan: DriverPlan,
@@ -157,6 +160,7 @@ impl Driver {
             udp: BufferGroup::new(&ring, UDP_GROUP, plan.udp)?,
             tun: BufferGroup::new(&ring, TUN_GROUP, plan.tun)?,
             operations: Operations::new(plan.operations_max)?,
+            watch: Watch::default(),
             receive_header,
             ring,
             plan,
@@ -416,6 +420,7 @@ impl Driver {
     }
 
     fn start_claimed(&mut self, entry: squeue::Entry, token: Token) {
+        self.watch.started(token);
         let entry = entry.user_data(token.into());
         // SAFETY: the entry points into leased buffers, which are neither offered nor written
         // while leased, and into the slot's memory, which is rewritten only after the slot is
@@ -427,11 +432,23 @@ impl Driver {
     /// Ends a write or send whose completion was taken, or a send that was never started: frees
     /// its slot and its leases. Nothing if the token names none.
     pub fn finish(&mut self, token: Token) -> Option<Ended> {
+        self.watch.ended(token);
         let Self { operations, udp, tun, .. } = self;
         operations.finish(slot_key(token), token.queue, |buffer| {
             let group = if buffer.group() == Group::Udp { &mut *udp } else { &mut *tun };
             group.leases().release(buffer.index()).expect("a slot's leases are held");
         })
+    }
+
+    /// A turn begins, `since` then if it is to be watched: the first write and the first send that
+    /// are started in it, as far as none is watched from an earlier one.
+    pub fn watch_first(&mut self, since: Option<Moment>) {
+        self.watch.begin(since);
+    }
+
+    /// When the turn began in which a write or send was started, if it is watched and not ended.
+    pub fn watched_since(&self, token: Token) -> Option<Moment> {
+        self.watch.since(token)
     }
 
     /// The endpoint that a write or send belongs to. Nothing if the token names none.

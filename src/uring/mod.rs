@@ -33,6 +33,7 @@ mod ring;
 mod slots;
 mod stream;
 mod token;
+mod watch;
 
 pub use buffers::GroupPlan;
 pub use driver::Completion;

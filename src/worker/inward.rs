@@ -17,6 +17,7 @@ use crate::path::plan::Group;
 use crate::path::plan::Transport;
 use crate::sys::Errno;
 use crate::sys::Error;
+use crate::sys::clock;
 use crate::sys::udp;
 use crate::types::Downgrade;
 use crate::types::DropReason;
@@ -237,6 +238,7 @@ impl Worker {
     }
 
     pub(super) fn on_tun_written(&mut self, token: Token, result: Result<u32, Errno>) {
+        let watched_since = self.driver.watched_since(token);
         let Some(ended) = self.finish(token) else {
             return;
         };
@@ -246,6 +248,9 @@ impl Worker {
         match result {
             Ok(_) => {
                 self.cell.gwi_writes.add(1);
+                if let Some(since) = watched_since {
+                    self.cell.to_gwi_times.observe(clock::precise().since(since));
+                }
                 let Ended { packets, packet_bytes, .. } = ended;
                 endpoint.cell.to_gwi.count_many(packets.into(), packet_bytes.into());
                 endpoint.cell.last_to_gwi.set(self.now);

@@ -105,6 +105,9 @@ pub const OPERATIONS_MAX: u32 = 4096;
 /// Events that a worker sends once in its life at most: three downgrades, and that it failed.
 const EVENTS_ONCE: usize = 4;
 
+/// Turns of which the precise clock is read, in 1–4 ms.
+const WATCHES_PER_TICK: u8 = 4;
+
 /// Completions of a turn that make it a busy one: what a multishot operation hands over in one go.
 const BUSY_COMPLETIONS: usize = 32;
 
@@ -227,6 +230,9 @@ pub struct Worker {
     /// Whether the last turn has seen so much that there may be more.
     was_busy: bool,
     now: Moment,
+    /// What [`Self::now`] was when turns were last watched, and how many more are until it changes.
+    watched_at: Moment,
+    watches_left: u8,
     expired_at: Moment,
     flows: Arc<FlowTable>,
     workers: usize,
@@ -284,6 +290,8 @@ impl Worker {
             trains_until: Moment::ZERO,
             was_busy: false,
             now,
+            watched_at: now,
+            watches_left: 0,
             expired_at: now,
             flows,
             workers,
@@ -318,6 +326,7 @@ impl Worker {
         let strays = self.driver.take_completions(&mut self.completions);
         self.was_busy = self.completions.len() >= BUSY_COMPLETIONS;
         self.cell.stray_completions.add(strays);
+        self.watch_turn();
         // First what control says: datagrams of an endpoint that is ready now need not wait.
         self.on_commands();
         let quiet =
@@ -343,6 +352,18 @@ impl Worker {
         self.cell.outer_paths.set(self.outer_paths.count(self.now));
         self.cell.end_turn(self.now);
         Ok(())
+    }
+
+    /// Watches how long the way of packets takes, in a few turns of each tick of the coarse clock.
+    /// A packet's way takes two turns and more: one writes it, another one sends it.
+    fn watch_turn(&mut self) {
+        if self.watched_at != self.now {
+            self.watched_at = self.now;
+            self.watches_left = WATCHES_PER_TICK;
+        }
+        let is_due = self.watches_left > 0 && !self.completions.is_empty();
+        self.watches_left -= u8::from(is_due);
+        self.driver.watch_first(is_due.then(clock::precise));
     }
 
     /// How many completions to wait for, and how long.

@@ -15,6 +15,7 @@ use crate::path::Frame;
 use crate::path::plan::BufferId;
 use crate::path::plan::Group;
 use crate::sys::Errno;
+use crate::sys::clock;
 use crate::types::Downgrade;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
@@ -183,11 +184,15 @@ impl Worker {
     }
 
     pub(super) fn on_sent(&mut self, token: Token, result: Result<u32, Errno>) {
+        let watched_since = self.driver.watched_since(token);
         let Self { senders, driver, path, queues, cell, .. } = self;
         let lost = |ended: &Ended, reason| count_unsent(path, ended, reason);
         match senders.completed(&mut Desk { driver, queues, lost }, token, result) {
             Outcome::Sent(Ended { endpoint, packets, packet_bytes, .. }) => {
                 cell.sends.add(1);
+                if let Some(since) = watched_since {
+                    cell.to_gwlb_times.observe(clock::precise().since(since));
+                }
                 if let Some(endpoint) = path.endpoint(endpoint) {
                     endpoint.cell.to_gwlb.count_many(packets.into(), packet_bytes.into());
                 }

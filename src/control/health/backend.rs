@@ -31,8 +31,10 @@ use crate::settings::HealthSettings;
 use crate::stats::Page;
 use crate::stats::render_json;
 use crate::stats::render_metrics;
+use crate::stats::render_metrics::HostUsage;
 use crate::stats::render_text;
 use crate::sys::fds;
+use crate::sys::process;
 
 /// A running server. Dropping it ends its threads.
 pub(super) struct Backend {
@@ -106,7 +108,15 @@ fn answer(request: Request, health: Option<HealthSettings>, board: &Board) {
     let (status, kind, body) = match (Content::at_inner_path(request.url()), health) {
         (Some(Content::Health), Some(settings)) => health_page(&page, settings),
         (Some(Content::Metrics(exposition)), _) => {
-            (200, exposition.media_type(), render_metrics::render(&page, exposition))
+            let host = HostUsage {
+                process: process::usage(),
+                workers: page
+                    .workers
+                    .iter()
+                    .map(|worker| process::thread_usage(worker.thread_id))
+                    .collect(),
+            };
+            (200, exposition.media_type(), render_metrics::render(&page, host, exposition))
         }
         // The gates ask for nothing else.
         (Some(Content::Health), None) | (None, _) => (404, "text/plain", String::new()),

@@ -8,8 +8,9 @@
 //! | requests at the web server | see [`super::pages`] |
 //! | taking the answer | 5 s; 4 MiB wait for that in all |
 //!
-//! Which path gets what stands in [`super::routes`], and the method never matters. Answers leave with a length, and connections
-//! end with a FIN and not with a reset, but for clients that send more than 256 KiB too much.
+//! Which path gets what stands in [`super::routes`], and the method never matters. Answers leave
+//! with a length, and connections end with a FIN and not with a reset, but for clients that send
+//! more than 256 KiB too much.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
