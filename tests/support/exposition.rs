@@ -98,6 +98,52 @@ impl Scrape {
     pub(crate) fn get(&self, series: &str) -> Option<f64> {
         self.samples.get(series).copied()
     }
+
+    /// The sum of the samples of this name.
+    pub(crate) fn sum(&self, name: &str) -> f64 {
+        let is_of = |series: &str| series.split('{').next() == Some(name);
+        self.samples.iter().filter(|(series, _)| is_of(series)).map(|(_, value)| value).sum()
+    }
+
+    /// Whether there is such a metric, by the name of its samples: that of a histogram has
+    /// `_bucket` behind it. There may be no sample on this host.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        self.families.contains_key(name)
+            || family.is_some_and(|family| {
+                self.families.get(family).is_some_and(|family| family.kind == "histogram")
+            })
+    }
+
+    /// The values of a label in the samples of this name.
+    pub(crate) fn label_values(&self, name: &str, label: &str) -> BTreeSet<String> {
+        let of_name = self.samples.keys().filter(|series| series.split('{').next() == Some(name));
+        let labels = of_name.flat_map(|series| labels_of(series));
+        labels.filter(|(key, _)| key == label).map(|(_, value)| value).collect()
+    }
+
+    /// The series that must never go back: counters, and what histograms are made of.
+    pub(crate) fn counters(&self) -> BTreeMap<&str, f64> {
+        let suffixes = ["_total", "_bucket", "_sum", "_count"];
+        let is_counter = |series: &str| {
+            let name = series.split('{').next().unwrap_or_default();
+            suffixes.iter().any(|suffix| name.ends_with(suffix))
+        };
+        let counters = self.samples.iter().filter(|(series, _)| is_counter(series));
+        counters.map(|(series, &value)| (series.as_str(), value)).collect()
+    }
+
+    /// Checks that nothing has gone back since `before`. Of an endpoint that has gone there may be
+    /// nothing any more.
+    pub(crate) fn expect_after(&self, before: &Self) {
+        let now = self.counters();
+        for (series, value) in before.counters() {
+            match now.get(series) {
+                Some(&later) => assert!(later >= value, "{series} from {value} to {later}"),
+                None => assert!(series.contains("endpoint=\"vpce-"), "{series} is gone"),
+            }
+        }
+    }
 }
 
 /// The labels of a series. No value of ours has a quote or a comma in it.
