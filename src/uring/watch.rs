@@ -5,21 +5,38 @@ use super::token::Operation;
 use super::token::Token;
 use crate::types::Moment;
 
-/// What is watched of one kind, and since when.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Watched {
-    #[default]
-    Nothing,
-    /// The next one that is started.
-    Next(Moment),
-    This(Token, Moment),
+/// In place of a slot: nothing is watched, or the next one that is started.
+const NOTHING: u32 = u32::MAX;
+const NEXT: u32 = u32::MAX - 1;
+
+/// What is watched of one kind, and since when. It is asked for every operation, so the slot alone
+/// says no; `token` is its whole token.
+#[derive(Debug)]
+struct Watched {
+    slot: u32,
+    token: Option<Token>,
+    since: Moment,
+}
+
+impl Watched {
+    const NOTHING: Self = Self { slot: NOTHING, token: None, since: Moment::ZERO };
+
+    fn is(&self, token: Token) -> bool {
+        self.slot == token.slot && self.token == Some(token)
+    }
 }
 
 /// The operations that are watched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Watch {
     write: Watched,
     send: Watched,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { write: Watched::NOTHING, send: Watched::NOTHING }
+    }
 }
 
 impl Watch {
@@ -28,8 +45,9 @@ impl Watch {
     /// as none is watched from an earlier turn.
     pub(super) fn begin(&mut self, since: Option<Moment>) {
         for watched in [&mut self.write, &mut self.send] {
-            if !matches!(watched, Watched::This(..)) {
-                *watched = since.map_or(Watched::Nothing, Watched::Next);
+            if watched.slot >= NEXT {
+                watched.slot = if since.is_some() { NEXT } else { NOTHING };
+                watched.since = since.unwrap_or(Moment::ZERO);
             }
         }
     }
@@ -37,24 +55,22 @@ impl Watch {
     /// A write or send is started.
     pub(super) fn started(&mut self, token: Token) {
         let watched = self.of(token.operation);
-        if let Watched::Next(since) = *watched {
-            *watched = Watched::This(token, since);
+        if watched.slot == NEXT {
+            (watched.slot, watched.token) = (token.slot, Some(token));
         }
     }
 
     /// Since when this one is watched, if it is.
     pub(super) fn since(&self, token: Token) -> Option<Moment> {
-        [self.write, self.send].into_iter().find_map(|watched| match watched {
-            Watched::This(this, since) if this == token => Some(since),
-            Watched::This(..) | Watched::Next(_) | Watched::Nothing => None,
-        })
+        let mut both = [&self.write, &self.send].into_iter();
+        both.find(|watched| watched.is(token)).map(|watched| watched.since)
     }
 
     /// A write or send has ended: its token may soon be another one's.
     pub(super) fn ended(&mut self, token: Token) {
         let watched = self.of(token.operation);
-        if matches!(watched, Watched::This(this, _) if *this == token) {
-            *watched = Watched::Nothing;
+        if watched.is(token) {
+            watched.slot = NOTHING;
         }
     }
 
