@@ -10,6 +10,8 @@
 //!
 //! This module prints nothing and ends nothing: [`parse`] returns the text for stderr.
 
+pub mod verbs;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use clap::ValueEnum;
 use clap::error::ContextKind;
 use clap::error::ContextValue;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::value_parser;
 
 use crate::types::TcpSegmentMax;
@@ -424,6 +427,10 @@ pub struct Args {
     /// Words without a meaning. The reference program passes over them in silence.
     #[arg(hide = true)]
     stray: Vec<OsString>,
+
+    /// Which flags were typed, by their long names.
+    #[arg(skip)]
+    pub given: Vec<String>,
 }
 
 /// How large a frame may be that is written to `gwi`.
@@ -564,6 +571,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, Refusal>
     let matches = Args::command().try_get_matches_from(words);
     let args = matches.and_then(|matches| {
         let mut args = Args::from_arg_matches(&matches)?;
+        args.given = given(&matches);
         // Two spellings of one setting: the later one counts.
         if args.debug && args.logging.is_some() {
             if last_place(&matches, "debug") > last_place(&matches, "logging") {
@@ -581,6 +589,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, Refusal>
             Refusal(one_line(&error))
         }
     })
+}
+
+/// The flags that were typed.
+fn given(matches: &ArgMatches) -> Vec<String> {
+    let is_typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let ids = matches.ids().map(clap::Id::as_str).filter(is_typed);
+    ids.map(|id| id.replace('_', "-")).collect()
 }
 
 /// Where among the words an option stands for the last time.

@@ -5,10 +5,12 @@
 //! cause, and what to do; its exit code tells a supervisor which kind it is.
 
 mod budget;
+mod facts;
 mod offload;
 mod spreading;
 mod start_error;
 mod strangers;
+pub mod trial;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ use crate::settings;
 use crate::settings::Settings;
 use crate::settings::WorkerSpec;
 use crate::stats::WorkerCell;
+use crate::stats::report::Facts;
 use crate::sys;
 use crate::sys::Errno;
 use crate::sys::EventFd;
@@ -105,6 +108,7 @@ struct Proven {
     spreading: Spreading,
     guard: Guard,
     ports: Ports,
+    facts: Facts,
 }
 
 /// Runs the program until it is told to stop, and tells the service manager, if there is one.
@@ -172,6 +176,7 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     let workers = settings.workers.len();
     let probed = Features::probe().map_err(|error| no_ring(error, locked_bytes, workers))?;
     let features = if settings.kernel_floor { probed.floor() } else { probed };
+    let offload_asked = settings.offload;
     offload::probe(settings).map_err(no_tun)?;
     if !settings.vector_checksum {
         checksum::use_scalar();
@@ -188,6 +193,7 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
     wait_for_the_port(&receivers, settings);
     let spreading = spreading::set_up(receivers, settings);
     let ports = bind_ports(settings)?;
+    let facts = facts::collect(settings, offload_asked, driver, &guard);
     Ok(Proven {
         hook_commands,
         open_files_before: open_files.before,
@@ -195,6 +201,7 @@ fn prove(settings: &mut Settings, ram_bytes: u64) -> Result<Proven, StartError> 
         spreading,
         guard,
         ports,
+        facts,
     })
 }
 
@@ -264,7 +271,8 @@ fn run_proven(
     service_manager: Option<Arc<ServiceManager>>,
     log: &Log,
 ) -> Result<(), StartError> {
-    let Proven { hook_commands, open_files_before, driver, spreading, guard, ports } = proven;
+    let Proven { hook_commands, open_files_before, driver, spreading, guard, ports, facts } =
+        proven;
     let endpoints_max = usize::from(settings.endpoints_max);
     let workers = settings.workers.len();
     let admission = Arc::new(Admission::new(admission_plan(&settings)));
@@ -320,6 +328,7 @@ fn run_proven(
         spreading,
         source_filter: guard.into_filter(),
         service_manager,
+        facts,
         log: log.clone(),
     });
     started.threads.into_iter().for_each(|thread| end(thread, log));

@@ -133,6 +133,8 @@ pub struct Settings {
     pub stranger_idle: Duration,
     /// What the operator should know about these settings; each is one line for the log.
     pub warnings: Vec<String>,
+    /// Flags that were typed, by their long names.
+    pub given: Vec<String>,
 }
 
 /// The commands of `-c` and `-r`; words and shell syntax as typed, never empty.
@@ -258,6 +260,7 @@ impl Settings {
             sources_allowed: lists::sources(&args.allow_source)?,
             stranger_idle: STRANGER_IDLE,
             warnings,
+            given: args.given.clone(),
         })
     }
 }

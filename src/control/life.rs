@@ -312,7 +312,21 @@ impl Life {
         };
         let returns = self.control.settings.returns;
         let request = HookRequest { action, command: command.clone(), id: self.id, returns };
+        let number = Rc::new(Cell::new(None));
+        let (control, begun, id) = (Rc::clone(&self.control), Rc::clone(&number), self.id);
+        let on_turn = move || {
+            let wanted = on_turn();
+            if wanted {
+                let mut recent = control.recent_hooks.borrow_mut();
+                begun.set(Some(recent.begin(action, id, clock::now())));
+            }
+            wanted
+        };
         let outcome = self.control.hooks.run(request, on_turn).await;
+        if let Some(number) = number.get() {
+            let mut recent = self.control.recent_hooks.borrow_mut();
+            recent.end(number, outcome.clone(), clock::now());
+        }
         if !outcome.is_success() && outcome != HookOutcome::NotWanted {
             self.control.status.borrow_mut().hook_failed();
             self.control.log.line(

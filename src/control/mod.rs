@@ -15,6 +15,7 @@
 //! | `status`, `health` | the state of the program, and the ports that tell it |
 //! | `service` | what the service manager is told |
 //! | `civil` | points in time as metrics have them |
+//! | `console`, `recent_hooks` | the socket that tells more of it, and what it says about hooks |
 //! | `words` | what the log calls an endpoint |
 //!
 //! It runs on tokio-uring's runtime, which is tokio's with an io_uring beside it, on the thread
@@ -23,12 +24,14 @@
 
 mod answers;
 mod civil;
+mod console;
 mod downgrades;
 pub mod health;
 pub mod hooks;
 mod life;
 mod losses;
 pub mod netdev;
+mod recent_hooks;
 mod registry;
 mod samples;
 mod service;
@@ -60,12 +63,16 @@ use crate::log::Section;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::WorkerCell;
+use crate::stats::report::Facts;
+use crate::stats::report::Report;
 use crate::steering::sources::SourceFilter;
 use crate::sync::Receiver;
 use crate::sys;
 use crate::sys::EventFd;
 use crate::sys::Readiness;
 use crate::sys::clock;
+use crate::sys::fds;
+use crate::sys::limits;
 use crate::sys::service_manager::ServiceManager;
 use crate::sys::udp;
 use crate::types::Downgrade;
@@ -74,6 +81,8 @@ use crate::types::EndpointId;
 use crate::types::EndpointRef;
 use crate::types::Moment;
 use crate::types::WorkerId;
+use crate::types::request::Answer;
+use crate::types::request::Request;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Command;
 use crate::worker::mailbox::Event;
@@ -91,6 +100,7 @@ use life::Life;
 use life::Notice;
 use life::Permit;
 use netdev::NetdevError;
+use recent_hooks::RecentHooks;
 use registry::Phase;
 use registry::Registry;
 use samples::Samples;
@@ -137,6 +147,8 @@ pub struct Parts {
     pub source_filter: Option<SourceFilter>,
     /// Who started the program and wants to be told how it is, if anybody.
     pub service_manager: Option<Arc<ServiceManager>>,
+    /// What was settled at the start.
+    pub facts: Facts,
     /// The log.
     pub log: Log,
 }
@@ -179,7 +191,11 @@ struct Control {
     hook_commands: HookCommands,
     service_manager: Option<Arc<ServiceManager>>,
     log: Log,
+    facts: Facts,
+    started: Moment,
+    board: Arc<Board>,
     status: RefCell<Status>,
+    recent_hooks: RefCell<RecentHooks>,
     registry: RefCell<Registry>,
     /// The end was asked for: no endpoint begins any more.
     stopping: Cell<bool>,
@@ -218,7 +234,7 @@ pub fn run(parts: Parts) -> Result<(), ControlError> {
 
 async fn supervise(parts: Parts) -> Result<(), ControlError> {
     // What this process was started with must not leak into hooks; an old kernel leaks it.
-    let _ = sys::fds::close_all_on_exec();
+    let _ = fds::close_all_on_exec();
     let mut signals = Signals {
         interrupt: signal(SignalKind::interrupt())?,
         terminate: signal(SignalKind::terminate())?,
@@ -250,6 +266,10 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         netdev: parts.netdev,
         service_manager: parts.service_manager,
         log: parts.log,
+        facts: parts.facts,
+        started: clock::now(),
+        board: Arc::clone(&board),
+        recent_hooks: RefCell::default(),
         stopping: Cell::new(false),
         failure: RefCell::new(None),
         changed: Notify::new(),
@@ -262,6 +282,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     let refreshing = Rc::clone(&control);
     let refresh = Box::new(move || refreshing.refresh());
     health::serve(parts.ports, control.settings.health, board, refresh, &control.log)?;
+    control.open_console();
     let wake = Readiness::of(&parts.wake)?;
     tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events, parts.samples));
     control.greet();
@@ -459,6 +480,42 @@ impl Control {
         status.set_refused(self.admission.has_refused());
         status.hooks = self.hooks.tally().row();
         status.refresh(&self.workers, clock::now());
+    }
+
+    /// Opens the control socket. Without it the program serves as well, and tells less.
+    fn open_console(self: &Rc<Self>) {
+        let answering = Rc::clone(self);
+        let answers = Box::new(move |request| answering.answer(request));
+        let opened = console::listen().map_err(|error| error.to_string()).and_then(|listener| {
+            console::serve(listener, answers, self.log.clone()).map_err(|error| error.to_string())
+        });
+        if let Err(error) = opened {
+            let problem = format!(
+                "gwlbtun status and show cannot reach this process: {error}; see ss -xlp src \
+                 @gwlbtun for who has the name"
+            );
+            let line = format_args!("{problem}.");
+            self.log.line(Section::Core, Level::Important, line);
+            self.status.borrow_mut().set_no_console(problem);
+        }
+    }
+
+    /// The answer to what was asked by the control socket.
+    fn answer(&self, request: Request) -> Answer {
+        self.refresh();
+        let now = clock::now();
+        let recent_hooks = self.recent_hooks.borrow();
+        let report = Report {
+            page: &self.board.page(),
+            facts: &self.facts,
+            hooks: &recent_hooks.rows(now),
+            hook_runs: recent_hooks.begun(),
+            uptime: now.since(self.started),
+            process_id: std::process::id(),
+            open_files: fds::count().unwrap_or(0),
+            open_files_max: limits::open_files().unwrap_or(0),
+        };
+        report.answer(request)
     }
 
     /// Listens to the workers for ever.

@@ -112,6 +112,8 @@ pub(super) struct Status {
     offload: Offload,
     source_filter: Option<SourceFilter>,
     no_return: bool,
+    /// Why nobody can ask by the control socket, if so.
+    no_console: Option<String>,
 }
 
 #[derive(Debug)]
@@ -167,6 +169,7 @@ impl Status {
             offload: settings.offload,
             source_filter,
             no_return: !settings.returns,
+            no_console: None,
         }
     }
 
@@ -277,6 +280,11 @@ impl Status {
         self.no_device.is_some()
     }
 
+    /// Nobody can ask by the control socket, for this reason.
+    pub(super) fn set_no_console(&mut self, reason: String) {
+        self.no_console = Some(reason);
+    }
+
     pub(super) const fn set_refused(&mut self, refused: bool) {
         self.refused = refused;
     }
@@ -372,7 +380,7 @@ impl Status {
         let sends = self.answers.warnings().chain(self.downgrades.warnings());
         let sends = sends.chain(self.losses.warnings());
         let told = refused.into_iter().chain(not_made).chain(lost).chain(sends).chain(spread);
-        told.chain(self.untied_warning(workers)).collect()
+        told.chain(self.untied_warning(workers)).chain(self.no_console.clone()).collect()
     }
 
     /// Workers that are not where they were tied to, and their cores.

@@ -5,6 +5,7 @@ use super::*;
 use crate::log::Thresholds;
 use crate::log::page::Page;
 use crate::settings::Host;
+use crate::stats::report::Facts;
 use crate::sys::Errno;
 use crate::types::Offload;
 use crate::types::Side;
@@ -60,8 +61,7 @@ impl Rig {
         let wake = Arc::new(EventFd::new().unwrap());
         let (events, event_queue) = Mailbox::new(64, Arc::clone(&wake));
         let (tell, told) = crossbeam_channel::unbounded();
-        let stalled = Arc::new(AtomicBool::new(false));
-        let clinging = Arc::new(AtomicBool::new(false));
+        let [stalled, clinging] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let flags = [&stalled, &clinging];
         let workers = [WorkerId(0), WorkerId(1)]
             .map(|id| worker(id, events.clone(), tell.clone(), flags.map(Arc::clone)));
@@ -88,6 +88,7 @@ impl Rig {
                 spreading: Spreading::of_one_worker(),
                 source_filter: None,
                 service_manager: None,
+                facts: Facts::default(),
                 log: log_handle,
             });
             netdev_thread.join().unwrap();

@@ -15,6 +15,7 @@ mod page;
 pub mod render_json;
 pub mod render_metrics;
 pub mod render_text;
+pub mod report;
 mod snapshot;
 
 pub use cell::Counter;

@@ -60,19 +60,34 @@ fn raise(
 /// When the kernel does not tell the limit, as a seccomp filter could make it.
 pub fn raise_locked_memory() -> Result<Option<u64>, Error> {
     let (_, limit) = raise(Resource::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK", setrlimit)?;
-    Ok((limit != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(limit))
+    Ok((limit != RLIM_INFINITY && !has_capability(Capability::IpcLock)).then_some(limit))
 }
 
-/// Number of the capability to lock any amount of memory (include/uapi/linux/capability.h).
-const CAP_IPC_LOCK: u32 = 14;
+/// A capability, by its number (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Capability {
+    /// To bind ports below 1024.
+    NetBindService = 10,
+    /// To make interfaces, and queues of any length.
+    NetAdmin = 12,
+    /// To send from any port.
+    NetRaw = 13,
+    /// To lock any amount of memory.
+    IpcLock = 14,
+    /// To do almost anything.
+    SysAdmin = 21,
+    /// To load programs into the kernel.
+    Bpf = 39,
+}
 
 /// Whether a capability is effective, as `/proc/self/status` tells it; not, if that cannot be
 /// read.
-fn has_capability(number: u32) -> bool {
+pub fn has_capability(capability: Capability) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> number & 1 == 1)
+    mask.is_some_and(|mask| mask >> (capability as u8) & 1 == 1)
 }
 
 /// Main memory of the host, bytes.
@@ -101,7 +116,7 @@ mod tests {
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
         assert_eq!(raise_open_files(), raised(None));
         assert!(memory_bytes().unwrap() > 64 << 20);
-        if has_capability(CAP_IPC_LOCK) {
+        if has_capability(Capability::IpcLock) {
             assert_eq!(raise_locked_memory(), Ok(None));
         }
     }

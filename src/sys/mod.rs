@@ -1,6 +1,7 @@
 //! System calls, one kernel object per file. Nothing here knows what a packet is, and nothing
 //! logs: every call returns an [`Error`] that names the call, its subject and the errno.
 
+pub mod abstract_socket;
 pub mod affinity;
 pub mod bpf;
 pub mod clock;

@@ -13,6 +13,7 @@ mod moment;
 mod names;
 mod offload;
 mod process_usage;
+pub mod request;
 mod source_list;
 mod tcp_segment_max;
 
