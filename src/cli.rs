@@ -39,7 +39,10 @@ Hooks are run through /bin/sh with four arguments:
   3  the interface that takes packets back to it, gwo-<X>; or none
   4  the endpoint id, 17 hexadecimal digits: what follows vpce- in the console
 <X> is the endpoint id in base 60. A hook should switch rp_filter off on
-gwi-<X>.";
+gwi-<X>.
+
+gwlbtun status says whether the gwlbtun that runs is well, gwlbtun show lists
+what it does, gwlbtun doctor looks at the host before; --help behind each.";
 
 /// The flags, as typed.
 #[derive(Clone, Debug, Parser)]

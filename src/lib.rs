@@ -34,6 +34,8 @@
 //! | 3 | [`steering`] | system calls of its own |
 //! | 4 | [`worker`], [`control`] | worker: allocation after start, logs |
 //! | 5 | [`engine`] | packet bytes |
+//! | 5 | [`client`] | anything of the daemon: it is another process |
+//! | 6 | [`doctor`] | anything that changes the host |
 //!
 //! `unsafe` lives in `sys` and `uring`, and in `wire/checksum/simd.rs` for vector instructions.
 //!
@@ -53,9 +55,13 @@
 //! | [`worker`]: `outer_paths`, [`control::spread`] | what shows that workers have no work |
 //! | [`engine`]: `offload`, `spreading` | what of all that this kernel has, tried at the start |
 //! | [`control`] | the life of an endpoint, hooks, the health page |
+//! | [`stats::report`], [`client`] | what `gwlbtun status` says, and how it is asked |
+//! | [`doctor`] | what is looked at before it runs |
 
 pub mod cli;
+pub mod client;
 pub mod control;
+pub mod doctor;
 pub mod engine;
 pub mod flow;
 pub mod log;

@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("stats", &["sync", "types"]),
     ("log", &["sys", "types"]),
     ("cli", &["types"]),
+    ("client", &["sys", "types"]),
     ("path", &["flow", "stats", "sync", "types", "wire"]),
     ("sys", &["sync", "types"]),
     ("steering", &["sys", "types"]),
@@ -45,6 +46,19 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "control", "flow", "log", "settings", "stats", "steering", "sys", "types", "uring",
             "wire", "worker",
+        ],
+    ),
+    (
+        "doctor",
+        &[
+            "client",
+            "control::hooks",
+            "engine::StartError",
+            "engine::trial",
+            "settings",
+            "steering",
+            "sys",
+            "types",
         ],
     ),
     ("lib", &[]),

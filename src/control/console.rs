@@ -10,8 +10,6 @@
 //! An answer is rendered from the page that the health port shows too, which is made anew ten times
 //! a second at most, so no request costs a worker anything. Nothing that is asked changes anything.
 
-use std::io;
-use std::os::unix::net::UnixListener as Listening;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +24,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time;
 
+use super::Control;
 use crate::log::Level;
-use crate::log::Log;
 use crate::log::Section;
-use crate::sys;
+use crate::stats::report::Report;
 use crate::sys::abstract_socket;
+use crate::sys::clock;
+use crate::sys::fds;
+use crate::sys::limits;
 use crate::types::request::Answer;
 use crate::types::request::CONTROL_SOCKET;
 use crate::types::request::REQUEST_BYTES_MAX;
@@ -48,33 +49,46 @@ const WRITE_TIME: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: no descriptor is left, for the most part.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What answers a request.
-pub(super) type Answers = Box<dyn Fn(Request) -> Answer>;
-
-/// Takes the name of the socket, in the network namespace of the calling thread.
-///
-/// # Errors
-/// `EADDRINUSE` when another process has it.
-pub(super) fn listen() -> Result<Listening, sys::Error> {
-    abstract_socket::listen(CONTROL_SOCKET)
+/// Opens the socket, if it is not open. Without it the program serves as well, and tells less. It
+/// is tried again each second: a predecessor that is still ending may have the name.
+pub(super) fn open(control: &Rc<Control>) {
+    if control.console_open.get() {
+        return;
+    }
+    let opened = abstract_socket::listen(CONTROL_SOCKET).map_err(|error| error.to_string());
+    let opened = opened
+        .and_then(|listener| UnixListener::from_std(listener).map_err(|error| error.to_string()));
+    let mut status = control.status.borrow_mut();
+    match opened {
+        Ok(listener) => {
+            control.console_open.set(true);
+            tokio::task::spawn_local(accept(listener, Rc::clone(control)));
+            if status.set_no_console(None) {
+                let again = format_args!("gwlbtun status and show can reach this process again.");
+                control.log.line(Section::Core, Level::Important, again);
+            }
+        }
+        Err(error) => {
+            let problem = format!(
+                "gwlbtun status and show cannot reach this process: {error}; see ss -xlp src \
+                 @{CONTROL_SOCKET} for who has the name"
+            );
+            if !status.set_no_console(Some(problem.clone())) {
+                control.log.line(Section::Core, Level::Important, format_args!("{problem}."));
+            }
+        }
+    }
 }
 
-/// Answers on the calling thread's runtime until that ends.
-pub(super) fn serve(listener: Listening, answers: Answers, log: Log) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
-    tokio::task::spawn_local(accept(listener, Rc::new(answers), log));
-    Ok(())
-}
-
-async fn accept(listener: UnixListener, answers: Rc<Answers>, log: Log) {
+async fn accept(listener: UnixListener, control: Rc<Control>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::task::spawn_local(converse(stream, Rc::clone(&answers), place));
+                tokio::task::spawn_local(converse(stream, Rc::clone(&control), place));
             }
             Err(error) => {
-                log.event(
+                control.log.event(
                     Section::Core,
                     Level::Important,
                     "control_accept_failed",
@@ -87,12 +101,12 @@ async fn accept(listener: UnixListener, answers: Rc<Answers>, log: Log) {
 }
 
 /// One connection, which has one request.
-async fn converse(mut stream: UnixStream, answers: Rc<Answers>, _place: OwnedSemaphorePermit) {
+async fn converse(mut stream: UnixStream, control: Rc<Control>, _place: OwnedSemaphorePermit) {
     let answer = match refuse(&stream) {
         Some(refusal) => Answer::refusal(refusal),
         None => match time::timeout(REQUEST_TIME, read_line(&mut stream)).await {
             Ok(Some(line)) => match line.parse() {
-                Ok(request) => answers(request),
+                Ok(request) => answer(&control, request),
                 Err(error) => Answer::refusal(format_args!("gwlbtun: {error}")),
             },
             // It has gone, or says nothing: nobody waits for an answer.
@@ -102,6 +116,24 @@ async fn converse(mut stream: UnixStream, answers: Rc<Answers>, _place: OwnedSem
     let text = answer.to_string();
     // Whoever does not take the answer has lost it.
     let _ = time::timeout(WRITE_TIME, stream.write_all(text.as_bytes())).await;
+}
+
+/// The answer to what was asked.
+fn answer(control: &Control, request: Request) -> Answer {
+    control.refresh();
+    let now = clock::now();
+    let recent_hooks = control.recent_hooks.borrow();
+    let report = Report {
+        page: &control.board.page(),
+        facts: &control.facts,
+        hooks: &recent_hooks.rows(now),
+        hook_runs: recent_hooks.begun(),
+        uptime: now.since(control.started),
+        process_id: std::process::id(),
+        open_files: fds::count().unwrap_or(0),
+        open_files_max: limits::open_files().unwrap_or(0),
+    };
+    report.answer(request)
 }
 
 /// Why whoever has connected is not answered, if so.

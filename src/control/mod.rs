@@ -64,7 +64,6 @@ use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::WorkerCell;
 use crate::stats::report::Facts;
-use crate::stats::report::Report;
 use crate::steering::sources::SourceFilter;
 use crate::sync::Receiver;
 use crate::sys;
@@ -72,7 +71,6 @@ use crate::sys::EventFd;
 use crate::sys::Readiness;
 use crate::sys::clock;
 use crate::sys::fds;
-use crate::sys::limits;
 use crate::sys::service_manager::ServiceManager;
 use crate::sys::udp;
 use crate::types::Downgrade;
@@ -81,8 +79,6 @@ use crate::types::EndpointId;
 use crate::types::EndpointRef;
 use crate::types::Moment;
 use crate::types::WorkerId;
-use crate::types::request::Answer;
-use crate::types::request::Request;
 use crate::worker::mailbox::Admission;
 use crate::worker::mailbox::Command;
 use crate::worker::mailbox::Event;
@@ -210,6 +206,8 @@ struct Control {
     stranger_told: Cell<bool>,
     /// When the allowances were last asked for.
     allowances_asked: Cell<Moment>,
+    /// The control socket is open.
+    console_open: Cell<bool>,
 }
 
 /// Runs the program until SIGINT, SIGTERM or the failure of a worker; then every endpoint's
@@ -278,11 +276,12 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         denial_told: Cell::new(false),
         stranger_told: Cell::new(false),
         allowances_asked: Cell::new(Moment::ZERO),
+        console_open: Cell::new(false),
     });
     let refreshing = Rc::clone(&control);
     let refresh = Box::new(move || refreshing.refresh());
     health::serve(parts.ports, control.settings.health, board, refresh, &control.log)?;
-    control.open_console();
+    console::open(&control);
     let wake = Readiness::of(&parts.wake)?;
     tokio_uring::spawn(Rc::clone(&control).hear(wake, parts.wake, parts.events, parts.samples));
     control.greet();
@@ -374,6 +373,7 @@ impl Control {
         }
         self.tell_refusals();
         self.make_room(now);
+        console::open(self);
         if self.settings.metrics.is_some()
             && now.since(self.allowances_asked.get()) >= ALLOWANCES_PAUSE
         {
@@ -480,42 +480,6 @@ impl Control {
         status.set_refused(self.admission.has_refused());
         status.hooks = self.hooks.tally().row();
         status.refresh(&self.workers, clock::now());
-    }
-
-    /// Opens the control socket. Without it the program serves as well, and tells less.
-    fn open_console(self: &Rc<Self>) {
-        let answering = Rc::clone(self);
-        let answers = Box::new(move |request| answering.answer(request));
-        let opened = console::listen().map_err(|error| error.to_string()).and_then(|listener| {
-            console::serve(listener, answers, self.log.clone()).map_err(|error| error.to_string())
-        });
-        if let Err(error) = opened {
-            let problem = format!(
-                "gwlbtun status and show cannot reach this process: {error}; see ss -xlp src \
-                 @gwlbtun for who has the name"
-            );
-            let line = format_args!("{problem}.");
-            self.log.line(Section::Core, Level::Important, line);
-            self.status.borrow_mut().set_no_console(problem);
-        }
-    }
-
-    /// The answer to what was asked by the control socket.
-    fn answer(&self, request: Request) -> Answer {
-        self.refresh();
-        let now = clock::now();
-        let recent_hooks = self.recent_hooks.borrow();
-        let report = Report {
-            page: &self.board.page(),
-            facts: &self.facts,
-            hooks: &recent_hooks.rows(now),
-            hook_runs: recent_hooks.begun(),
-            uptime: now.since(self.started),
-            process_id: std::process::id(),
-            open_files: fds::count().unwrap_or(0),
-            open_files_max: limits::open_files().unwrap_or(0),
-        };
-        report.answer(request)
     }
 
     /// Listens to the workers for ever.

@@ -280,9 +280,10 @@ impl Status {
         self.no_device.is_some()
     }
 
-    /// Nobody can ask by the control socket, for this reason.
-    pub(super) fn set_no_console(&mut self, reason: String) {
-        self.no_console = Some(reason);
+    /// Whether somebody can ask by the control socket: nothing, or the reason why not. Returns
+    /// whether there was one before.
+    pub(super) fn set_no_console(&mut self, reason: Option<String>) -> bool {
+        std::mem::replace(&mut self.no_console, reason).is_some()
     }
 
     pub(super) const fn set_refused(&mut self, refused: bool) {

@@ -96,7 +96,9 @@ fn commands(settings: &Settings) -> Vec<Row> {
         ("idle", seconds(settings.tcp_idle), &[]),
         ("port", health.map_or_else(|| "none".to_owned(), |health| health.port.to_string()), &[]),
         ("json", on_off(health.is_some_and(|health| health.json)), &[]),
+        ("s", on_off(health.is_some_and(|health| !health.body)), &["status-only"]),
         ("logging", levels.join(","), &["debug"]),
+        ("x", on_off(settings.hex_dump), &["hex-dump"]),
     ]
 }
 
@@ -176,4 +178,53 @@ fn switches(settings: &Settings) -> Vec<Row> {
 
 fn on_off(on: bool) -> String {
     if on { "on" } else { "off" }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Args;
+    use crate::settings::Host;
+
+    /// Flags that set nothing.
+    const WITHOUT_ROW: [&str; 4] = ["help", "stray", "ebpf", "ebpf-interface"];
+
+    fn rows(flags: &[&str]) -> Vec<ConfigRow> {
+        let words = [&["gwlbtun"], flags].concat();
+        let args = crate::cli::parse(words.into_iter().map(Into::into)).unwrap();
+        config(&Settings::new(&args, &Host { cpus: vec![0, 1], ram_bytes: 1 << 30 }).unwrap())
+    }
+
+    #[test]
+    fn every_flag_is_shown() {
+        let settings = Host { cpus: vec![0], ram_bytes: 1 << 30 };
+        let args = crate::cli::parse(["gwlbtun".into()]).unwrap();
+        let settings = Settings::new(&args, &settings).unwrap();
+        let shown =
+            [commands(&settings), threads(&settings), limits_of(&settings), switches(&settings)];
+        let shown: Vec<_> = shown.concat();
+        for argument in Args::command().get_arguments() {
+            let name = argument.get_id().as_str().replace('_', "-");
+            let is_in = |(flag, _, also): &Row| *flag == name || also.contains(&name.as_str());
+            let has_row = shown.iter().any(is_in) || WITHOUT_ROW.contains(&name.as_str());
+            assert!(has_row, "gwlbtun show config lacks --{name}: give it a row");
+        }
+    }
+
+    #[test]
+    fn what_was_typed_is_told_from_defaults() {
+        let rows = rows(&["--udpthreads", "4", "-s", "-p80", "-d", "--allow-source", "10.0.0.0/8"]);
+        let row = |flag: &str| {
+            let row = rows.iter().find(|row| row.flag == flag).unwrap();
+            (row.value.as_str(), row.given)
+        };
+        assert_eq!(row("workers"), ("4", true));
+        assert_eq!(row("cores"), ("0,1,0,1", false));
+        assert_eq!((row("s"), row("json")), (("on", true), ("off", false)));
+        assert_eq!(row("allow-source"), ("10.0.0.0-10.255.255.255", true));
+        assert!(row("logging").0.starts_with("core=debug,") && row("logging").1);
+        assert_eq!(row("max-endpoints"), ("1024", false));
+    }
 }

@@ -32,6 +32,8 @@
 //! | [`reasons`] | drop reasons that ordinary traffic does not give |
 //! | [`reference_bugs`] | what the reference does wrong, by number |
 //! | [`service`] | what a service manager is told |
+//! | [`doctor`] | `gwlbtun doctor`: what it finds, and whether its fixes help |
+//! | [`status`] | `gwlbtun status` and `show`, and the socket behind them |
 //! | [`steering`] | which worker gets a packet |
 //! | [`super_packets`] | packets merged where they should be, and invisible outside |
 //! | [`target_group`] | health checks by the load balancer, and a second arm |
@@ -45,6 +47,7 @@ mod bytes;
 mod cases;
 mod cli;
 mod crowds;
+mod doctor;
 mod edges;
 mod fault_links;
 mod fault_uplink;
@@ -70,6 +73,7 @@ mod senders;
 mod service;
 mod soak;
 mod start;
+mod status;
 mod steering;
 mod super_packets;
 mod target_group;
