@@ -6,6 +6,7 @@ use super::host;
 use crate::settings::Settings;
 use crate::sys::limits::Capability;
 use crate::sys::limits::has_capability;
+use crate::types::SEND_QUEUE_BYTES;
 
 pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     vec![capabilities(settings), buffers(settings)]
@@ -53,24 +54,29 @@ fn capabilities(settings: &Settings) -> Finding {
     Finding::bad(grade, CHECK, text, fix)
 }
 
-/// With `CAP_NET_ADMIN` a socket gets what it asks for, without it what the limit allows.
+/// With `CAP_NET_ADMIN` a socket gets what it asks for, without it what the limits allow.
 fn buffers(settings: &Settings) -> Finding {
     const CHECK: &str = "buffers";
-    let wanted = u64::try_from(settings.receive_queue_bytes).unwrap_or(u64::MAX);
-    let limit = host::sysctl_number("net/core/rmem_max");
-    match limit {
-        _ if has_capability(Capability::NetAdmin) => {
-            let text = format!("{} MB for each receive queue, by CAP_NET_ADMIN", wanted >> 20);
-            Finding::ok(CHECK, text)
-        }
-        Some(limit) if limit < wanted => {
-            let text = format!(
-                "net.core.rmem_max is {limit}, less than the {wanted} bytes of a receive queue, \
-                 and this user lacks CAP_NET_ADMIN"
-            );
-            let fix = format!("sysctl -w net.core.rmem_max={wanted}");
-            Finding::bad(Grade::Warn, CHECK, text, fix)
-        }
-        Some(_) | None => Finding::ok(CHECK, "net.core.rmem_max allows the receive queues"),
+    let wanted = settings.receive_queue_bytes;
+    if has_capability(Capability::NetAdmin) {
+        let text = format!("{} MB for each receive queue, by CAP_NET_ADMIN", wanted >> 20);
+        return Finding::ok(CHECK, text);
     }
+    let low = [("rmem_max", wanted), ("wmem_max", SEND_QUEUE_BYTES)].map(|(name, wanted)| {
+        let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+        let limit = host::sysctl_number(&format!("net/core/{name}"))?;
+        (limit < wanted).then_some((name, limit, wanted))
+    });
+    let low: Vec<_> = low.into_iter().flatten().collect();
+    if low.is_empty() {
+        return Finding::ok(CHECK, "net.core.rmem_max and wmem_max allow those of the workers");
+    }
+    let are = low.iter().map(|(name, limit, _)| format!("net.core.{name} is {limit}"));
+    let text = format!(
+        "{}, less than a worker asks for, and this user lacks CAP_NET_ADMIN",
+        are.collect::<Vec<_>>().join(" and ")
+    );
+    let settings = low.iter().map(|(name, _, wanted)| format!("net.core.{name}={wanted}"));
+    let fix = format!("sysctl -w {}", settings.collect::<Vec<_>>().join(" "));
+    Finding::bad(Grade::Warn, CHECK, text, fix)
 }

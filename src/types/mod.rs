@@ -45,6 +45,9 @@ pub const GENEVE_PORT: u16 = 6081;
 /// Lowest port that is ever bound to send from: those below belong to the host's services.
 pub const SEND_PORT_MIN: u16 = 1024;
 
+/// Send queue of one socket, bytes: a burst of a worker's turn of the largest packets.
+pub const SEND_QUEUE_BYTES: usize = 4 << 20;
+
 /// Largest inner packet, in bytes, that a Gateway Load Balancer takes back.
 ///
 /// AWS guide, "Gateway Load Balancers", *Maximum transmission unit*: packets above 8,500 bytes

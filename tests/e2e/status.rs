@@ -183,7 +183,7 @@ fn the_socket_outlasts_whoever_abuses_it() {
     let lab = Lab::new(0, Config::default());
     let engine = Engine::start(&lab, &[]);
     let before = engine.descriptor_count();
-    // More than may be at a time, and more than may wait: whoever is too late is told so.
+    // More than may be at a time: the others wait for their turn.
     let idle: Vec<_> = (0..20).map(|_| connect(&lab).expect("it is taken")).collect();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"\n", b"status --json extra\n"]
     {
@@ -200,6 +200,20 @@ fn the_socket_outlasts_whoever_abuses_it() {
     assert_eq!(engine.health("/").status, 200);
     drop(idle);
     wait_until("it lets go of them", || engine.descriptor_count() <= before);
+}
+
+#[test]
+fn a_program_that_stands_still_is_status_4() {
+    let lab = Lab::new(0, Config::default());
+    let engine = Engine::start(&lab, &[]);
+    engine.signal(Signal::SIGSTOP);
+    let (status, text, errors) = ask(&lab, &["status"]);
+    engine.signal(Signal::SIGCONT);
+    assert!(status == 4 && text.is_empty(), "{status} {text}");
+    assert!(errors.starts_with("gwlbtun: the running gwlbtun does not answer: "), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    // For a moment it wonders itself.
+    wait_until("it is well again", || ask(&lab, &["status"]).0 == 0);
 }
 
 #[test]

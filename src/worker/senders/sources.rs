@@ -22,14 +22,12 @@ use crate::types::GENEVE_PORT;
 use crate::types::Moment;
 use crate::types::OuterPath;
 use crate::types::SEND_PORT_MIN;
+use crate::types::SEND_QUEUE_BYTES;
 use crate::uring::Driver;
 use crate::uring::SenderId;
 use crate::uring::pieces;
 use crate::uring::pieces::Piece;
 use crate::uring::pieces::Whole;
-
-/// Send queue of one socket, bytes: a burst of a worker's turn of the largest packets.
-const QUEUE_BYTES: usize = 4 << 20;
 
 /// How long a port that could not be bound is left alone.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
@@ -237,7 +235,7 @@ impl Senders {
             Err(Errno::EACCES)
         } else {
             self.take_unbound()
-                .and_then(|fd| udp::make_sender(fd, local, port, QUEUE_BYTES))
+                .and_then(|fd| udp::make_sender(fd, local, port, SEND_QUEUE_BYTES))
                 .and_then(|fd| driver.register_sender(id, fd.as_fd()))
                 .map_err(|error| error.errno)
         };
@@ -291,7 +289,7 @@ impl Senders {
 }
 
 fn open_raw(driver: &Driver) -> Result<(), Error> {
-    let fd = udp::open_raw_sender(QUEUE_BYTES)?;
+    let fd = udp::open_raw_sender(SEND_QUEUE_BYTES)?;
     driver.register_sender(SenderId::RAW, fd.as_fd())
 }
 
