@@ -563,7 +563,7 @@ pub struct Refusal(String);
 
 /// The command line as clap sees it: what the man page and completions are made from.
 pub fn definition() -> clap::Command {
-    Args::command()
+    Args::command().subcommands(verbs::definitions()).disable_help_subcommand(true)
 }
 
 /// Parses the words of a command line, the program's name first.

@@ -48,10 +48,24 @@ fn completions_know_every_flag() {
         }
     }
     // What bash makes of it, as at the key: the word that is being typed is the second.
-    let complete = "source \"$1\"; COMP_WORDS=(gwlbtun --max-e) COMP_CWORD=1; \
-                    _gwlbtun gwlbtun --max-e gwlbtun; echo \"${COMPREPLY[@]}\"";
+    let complete = "source \"$1\"; COMP_WORDS=(gwlbtun $2) COMP_CWORD=1; \
+                    _gwlbtun gwlbtun $2 gwlbtun; echo \"${COMPREPLY[@]}\"";
     let script = scratch.file(docs::COMPLETIONS[0].1);
-    let mut bash = Command::new("bash");
-    bash.args(["--norc", "-c", complete, "bash"]).arg(script);
-    assert_eq!(finish(&mut bash), "--max-endpoints\n");
+    for (typed, meant) in [("--max-e", "--max-endpoints\n"), ("stat", "status\n")] {
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", complete, "bash"]).arg(&script).arg(typed);
+        assert_eq!(finish(&mut bash), meant);
+    }
+}
+
+#[test]
+fn each_sub_command_has_a_page() {
+    let scratch = Scratch::new(&unique_name());
+    docs::write(&gwlbtun::cli::definition(), &scratch.file("")).expect("files");
+    for verb in ["status", "show", "doctor"] {
+        let page = docs::MAN_PAGE.replace("gwlbtun", &format!("gwlbtun-{verb}"));
+        let page = fs::read_to_string(scratch.file(&page)).expect("a page");
+        assert!(page.contains(&format!(".TH gwlbtun-{verb} 8")), "{page}");
+        assert!(page.contains("status 0"), "the exit status: {page}");
+    }
 }

@@ -83,6 +83,11 @@ enum Command {
     },
 }
 
+/// The sub-commands as clap sees them.
+pub(super) fn definitions() -> Vec<clap::Command> {
+    Line::command().get_subcommands().cloned().collect()
+}
+
 /// Names of the sub-commands.
 const NAMES: [&str; 3] = ["status", "show", "doctor"];
 

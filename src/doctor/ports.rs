@@ -21,6 +21,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     let running = running();
     let mut findings = vec![geneve(running)];
     findings.extend(settings.health.map(|health| health_port(health.port, running)));
+    findings.extend(settings.metrics.map(|address| metrics_port(address.port(), running)));
     findings.push(reserved());
     findings
 }
@@ -41,6 +42,12 @@ fn health_port(port: u16, running: Option<i32>) -> Finding {
     let sockets = sockets_at(port, ["tcp", "tcp6"], Some(LISTENS));
     let fix = "stop it, or choose another port with -p";
     judge("health-port", &format!("TCP port {port}"), &sockets, running, fix)
+}
+
+fn metrics_port(port: u16, running: Option<i32>) -> Finding {
+    let sockets = sockets_at(port, ["tcp", "tcp6"], Some(LISTENS));
+    let fix = "stop it, or choose another port with --metrics-listen";
+    judge("metrics-port", &format!("TCP port {port}"), &sockets, running, fix)
 }
 
 fn judge(

@@ -68,7 +68,9 @@ fn hook_commands(settings: &Settings) -> Finding {
 fn failure(check: &'static str, error: &StartError) -> Finding {
     let line = error.to_string();
     match error {
-        StartError::Permission { error, remedy } | StartError::Missing { error, remedy } => {
+        StartError::Permission { error, remedy }
+        | StartError::Missing { error, remedy }
+        | StartError::MetricsPort { error, remedy } => {
             Finding::bad(Grade::Fail, check, error.to_string(), *remedy)
         }
         StartError::Hook(_)

@@ -84,6 +84,7 @@ fn commands(settings: &Settings) -> Vec<Row> {
         Some(command) => command.to_string_lossy().into_owned(),
         None => "none".to_owned(),
     };
+    let none = || "none".to_owned();
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
     let health = settings.health;
     let level =
@@ -94,9 +95,10 @@ fn commands(settings: &Settings) -> Vec<Row> {
         ("cmddel", command(&settings.hooks.destroy), &[]),
         ("timeout", settings.tunnel_idle.map_or_else(|| "never".to_owned(), seconds), &[]),
         ("idle", seconds(settings.tcp_idle), &[]),
-        ("port", health.map_or_else(|| "none".to_owned(), |health| health.port.to_string()), &[]),
+        ("port", health.map_or_else(none, |health| health.port.to_string()), &[]),
         ("json", on_off(health.is_some_and(|health| health.json)), &[]),
         ("s", on_off(health.is_some_and(|health| !health.body)), &["status-only"]),
+        ("metrics-listen", settings.metrics.map_or_else(none, |address| address.to_string()), &[]),
         ("logging", levels.join(","), &["debug"]),
         ("x", on_off(settings.hex_dump), &["hex-dump"]),
     ]

@@ -20,7 +20,7 @@ pub(crate) const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Fish, "fish/vendor_completions.d/gwlbtun.fish"),
 ];
 
-/// Where the man page is, below the same.
+/// Where the man page is, below the same. A sub-command has one of its own beside it.
 pub(crate) const MAN_PAGE: &str = "man/man8/gwlbtun.8";
 
 /// What the command line's definition does not say: headings, and items of a term and its text.
@@ -113,6 +113,12 @@ pub(crate) fn write(definition: &Command, share: &Path) -> io::Result<()> {
         File::create(path)
     };
     create(MAN_PAGE)?.write_all(&man_page(definition)?)?;
+    for verb in definition.get_subcommands() {
+        let name = format!("gwlbtun-{}", verb.get_name());
+        let page = create(&MAN_PAGE.replace("gwlbtun", &name))?;
+        let verb = verb.clone().bin_name(name.replace('-', " ")).display_name(name);
+        Man::new(verb).section("8").manual("gwlbtun").render(&mut { page })?;
+    }
     for (shell, path) in COMPLETIONS {
         clap_complete::generate(shell, &mut definition.clone(), "gwlbtun", &mut create(path)?);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
-use crate::stats::DropsSnapshot;
+use crate::stats::EndpointSnapshot;
 use crate::stats::WorkerRow;
 use crate::stats::page::tests::sample;
 use crate::types::DropReason;
@@ -106,7 +106,7 @@ fn the_fullest_status_fits_the_smallest_terminal() {
     page.warnings = vec!["x".repeat(400); 40];
     page.version = "123.456.789-rc.12345678901234567890+build.metadata.of.the.longest.kind";
     page.socket_drops = u64::MAX / 4;
-    page.drops_of_gone = DropsSnapshot::default();
+    page.gone = EndpointSnapshot::default();
     let mut worker = WorkerRow::default();
     for &reason in DropReason::ALL {
         worker.counters.add_dropped(reason, u64::MAX >> 8, 0);
