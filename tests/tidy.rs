@@ -53,9 +53,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "client",
             "control::hooks",
+            "control::netdev",
             "engine::StartError",
             "engine::trial",
             "settings",
+            "stats",
             "steering",
             "sys",
             "types",

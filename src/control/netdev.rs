@@ -283,7 +283,7 @@ impl Netdev {
 const EXCEEDED: &str = "_allowance_exceeded";
 
 /// The allowances that were exceeded. A driver that does not count them is passed over.
-fn allowances() -> Vec<NicRow> {
+pub fn allowances() -> Vec<NicRow> {
     let exceeded_of = |name: &str| {
         let found = ethtool::statistics(name, |name| name.ends_with(EXCEEDED)).unwrap_or_default();
         let short = |name: String| name.trim_end_matches(EXCEEDED).to_owned();

@@ -10,6 +10,8 @@ use super::Finding;
 use super::Grade;
 use super::host;
 use crate::client;
+use crate::control::netdev;
+use crate::stats::NicRow;
 use crate::types::GENEVE_PORT;
 use crate::types::INNER_BYTES_MAX;
 use crate::types::request::About;
@@ -27,7 +29,27 @@ const MTU_MIN: usize = INNER_BYTES_MAX + OUTER_BYTES;
 const ONE_WAY_MIN: u64 = 100;
 
 pub(super) fn examine(devices: &[String]) -> Vec<Finding> {
-    vec![mtu(devices), rp_filter(), forwarding(), source_dest_check(), conntrack()]
+    let exceeded = allowances(&netdev::allowances());
+    vec![mtu(devices), rp_filter(), forwarding(), source_dest_check(), conntrack(), exceeded]
+}
+
+/// What AWS held back or dropped because the instance is too small, since the device came up.
+fn allowances(nics: &[NicRow]) -> Finding {
+    const CHECK: &str = "allowances";
+    let exceeded = nics.iter().flat_map(|nic| {
+        let counts = nic.exceeded.iter().filter(|(_, count)| *count > 0);
+        counts.map(|(name, count)| format!("{} {name} {count} times", nic.name))
+    });
+    let exceeded: Vec<_> = exceeded.collect();
+    if !exceeded.is_empty() {
+        let text = format!("exceeded: {}", exceeded.join(", "));
+        return Finding::bad(Grade::Warn, CHECK, text, "a larger instance, or more of them");
+    }
+    let text = match nics {
+        [] => "no driver here counts them, as ENA does on EC2",
+        _ => "none was exceeded",
+    };
+    Finding::ok(CHECK, text)
 }
 
 fn mtu(devices: &[String]) -> Finding {
@@ -152,4 +174,25 @@ fn conntrack() -> Finding {
         return Finding::bad(Grade::Warn, CHECK, text, fix);
     }
     Finding::ok(CHECK, "GENEVE makes no entries in the connection table")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allowance_that_was_exceeded_is_named() {
+        let nic = |counts: &[(&str, u64)]| NicRow {
+            name: "eth0".to_owned(),
+            exceeded: counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+        };
+        assert_eq!(allowances(&[]).grade, Grade::Ok);
+        let finding = allowances(&[nic(&[("pps", 0)])]);
+        assert_eq!(finding, Finding::ok("allowances", "none was exceeded"));
+        let finding = allowances(&[nic(&[("bw_in", 0), ("pps", 7)])]);
+        assert_eq!(
+            finding.to_string(),
+            "WARN allowances: exceeded: eth0 pps 7 times; fix: a larger instance, or more of them"
+        );
+    }
 }
