@@ -18,6 +18,7 @@ use super::sends::Datagram;
 use super::sends::Sends;
 use crate::flow::HEADER_BYTES_MAX;
 use crate::flow::StoredHeader;
+use crate::stats::EndpointCell;
 use crate::sync::Pace;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
@@ -134,17 +135,13 @@ impl Path {
             return;
         };
         let content = open_frame(&mut buffers.bytes_mut(frame.buffer)[frame.frame.clone()]);
-        let (packets, packet_bytes) = match &content {
-            Ok(Some(segmenter)) => (segmenter.segments(), segmenter.segments_bytes()),
-            Ok(None) | Err(_) => (1, packet_in(frame.frame.clone()).len()),
-        };
         let cell = &endpoint.cell;
-        let (traffic, last) = match frame.side {
-            Side::Gwi => (&cell.from_gwi, &cell.last_from_gwi),
-            Side::Gwo => (&cell.from_gwo, &cell.last_from_gwo),
-        };
-        traffic.count_many(packets as u64, packet_bytes as u64);
-        last.set(now);
+        let packet_bytes = packet_in(frame.frame.clone()).len();
+        let packets = count_read(cell, frame.side, &content, packet_bytes);
+        match frame.side {
+            Side::Gwi => cell.last_from_gwi.set(now),
+            Side::Gwo => cell.last_from_gwo.set(now),
+        }
         let lookup = Lookup { endpoint, endpoints, flows, answers, tally, now };
         let mut returning = Returning { endpoint, lookup, sends, errors, buffers, plan };
         let returned = match content {
@@ -170,6 +167,22 @@ impl Path {
         };
         cell.encap_drops.add(reason, packets as u64);
         self.last_drop = Some(reason);
+    }
+
+    /// Counts a frame from a queue of the endpoint in `slot`, which is being let go: nobody returns
+    /// it.
+    pub fn abandon(&self, slot: EndpointSlot, side: Side, frame: &mut [u8]) {
+        let Some(Endpoint { cell, .. }) = self.endpoints.at(slot) else {
+            return;
+        };
+        let content = open_frame(frame);
+        let packet = &frame[packet_in(0..frame.len())];
+        let packets = count_read(cell, side, &content, packet.len());
+        if matches!(content, Ok(None)) && inner::is_host_noise(packet) {
+            cell.host_noise.add(1);
+        } else {
+            cell.encap_drops.add(DropReason::Shutdown, packets as u64);
+        }
     }
 
     /// Whether fragments wait for their first one, so that [`Self::send_waiting`] is due.
@@ -409,6 +422,26 @@ fn why_unknown(packet: &[u8], inner: &Inner, packets: usize) -> Unsent {
     } else {
         Unsent::Dropped(DropReason::FlowUnknown, packets)
     }
+}
+
+/// Counts what was read: a frame with a packet of so many bytes, or with a super-packet. Returns
+/// how many packets that is.
+fn count_read(
+    cell: &EndpointCell,
+    side: Side,
+    content: &Result<Option<Segmenter>, DropReason>,
+    packet_bytes: usize,
+) -> usize {
+    let (packets, packet_bytes) = match content {
+        Ok(Some(segmenter)) => (segmenter.segments(), segmenter.segments_bytes()),
+        Ok(None) | Err(_) => (1, packet_bytes),
+    };
+    let traffic = match side {
+        Side::Gwi => &cell.from_gwi,
+        Side::Gwo => &cell.from_gwo,
+    };
+    traffic.count_many(packets as u64, packet_bytes as u64);
+    packets
 }
 
 /// Reads a frame's header and completes the packet's checksum, if that is open. Nothing if the

@@ -96,7 +96,7 @@ drop_reasons! {
     SendFull => "send_full",
     /// No operation slot was free, or no buffer for the headers of a super-packet's packets.
     NoBuffer => "no_buffer",
-    /// The program was stopping.
+    /// The program was stopping, or the endpoint was let go when its last packets came.
     Shutdown => "shutdown",
 }
 

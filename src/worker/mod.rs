@@ -452,7 +452,9 @@ impl Worker {
 
     /// Hands over what waits for its end: pairs without operations, events for control.
     fn let_go(&mut self) {
-        while let Some(endpoint) = self.queues.take_detached(&self.driver) {
+        while let Some(pair) = self.queues.take_detached(&self.driver) {
+            let endpoint = pair.endpoint;
+            self.abandon_unread(&pair);
             self.outbox.push_back(Event::Detached(self.id, endpoint));
             let Some(id) = self.path.detach(endpoint) else {
                 continue;

@@ -8,6 +8,7 @@ use super::count_unsent;
 use super::finish;
 use super::mailbox::Event;
 use super::mailbox::Sight;
+use super::queues::Pair;
 use super::senders::Desk;
 use super::senders::Outcome;
 use crate::path;
@@ -28,6 +29,12 @@ use crate::uring::Token;
 use crate::uring::Verdict;
 use crate::uring::queue_of;
 use crate::uring::verdict;
+
+/// A virtio header and the longest IPv6 packet without jumbo payload.
+const FRAME_BYTES_MAX: usize = 10 + 40 + 65_535;
+
+/// Frames that a queue holds: control gives its link so many.
+const QUEUE_FRAMES_MAX: usize = 4096;
 
 /// Frames read from one queue in a row, where there is no multishot read.
 const READS_IN_A_ROW: usize = 64;
@@ -218,5 +225,24 @@ impl Worker {
             self.cell.stray_completions.add(1);
         }
         ended
+    }
+
+    /// Counts what nobody has read from queues that are let go. There is much of it only where this
+    /// worker stood still: frames came before their endpoint was idle, and the order to let go of
+    /// it is read with them.
+    pub(super) fn abandon_unread(&mut self, pair: &Pair) {
+        let mut frame = vec![0; FRAME_BYTES_MAX];
+        for (side, queue) in pair.fds() {
+            // Whoever still sends there does so for ever.
+            for _ in 0..QUEUE_FRAMES_MAX {
+                match nix::unistd::read(queue, &mut frame) {
+                    Ok(bytes) if bytes > 0 => {
+                        self.path.abandon(pair.endpoint.slot, side, &mut frame[..bytes]);
+                    }
+                    // Empty, or the queue of a link that somebody deleted.
+                    Ok(_) | Err(_) => break,
+                }
+            }
+        }
     }
 }

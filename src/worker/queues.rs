@@ -51,6 +51,11 @@ impl Pair {
         self.fds[side.index()].as_fd()
     }
 
+    /// Its queues, and their files.
+    pub(super) fn fds(&self) -> impl Iterator<Item = (Side, BorrowedFd<'_>)> {
+        Side::BOTH.into_iter().zip(self.fds.iter().map(AsFd::as_fd))
+    }
+
     /// Whether no frame waits in a queue that somebody reads. The queue of a deleted link says
     /// `POLLERR` from then on; no frame will come out of it, and none must be waited for.
     fn is_empty(&self) -> bool {
@@ -279,7 +284,7 @@ impl Queues {
     }
 
     /// Lets go of a pair that is detaching and has nothing in flight any more.
-    pub(super) fn take_detached(&mut self, driver: &Driver) -> Option<EndpointRef> {
+    pub(super) fn take_detached(&mut self, driver: &Driver) -> Option<Pair> {
         let pairs = &mut self.pairs;
         let free = |slot: &EndpointSlot| pairs[slot.index()].as_ref().is_none_or(Pair::is_free);
         let place = self.detaching.iter().position(free)?;
@@ -289,7 +294,7 @@ impl Queues {
         let _ = driver.unregister_gwi(slot);
         self.pressed.retain(|&pressed| pressed != slot);
         self.idle.retain(|&(idle, _)| idle != slot);
-        Some(pair.endpoint)
+        Some(pair)
     }
 }
 

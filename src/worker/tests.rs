@@ -416,6 +416,25 @@ fn a_lost_queue_is_told_once_and_its_endpoint_can_go() {
     }
 }
 
+/// A worker that stood still finds frames in a queue, and beside them the order to let go of it.
+#[test]
+fn what_is_in_a_queue_that_is_let_go_is_counted() {
+    for mut bench in benches() {
+        let hosts = bench.attach(1);
+        bench.arrive(1);
+        bench.turn_until("the flow is known", |_| hosts.cell.to_gwi.packets.get() == 1);
+        bench.commands.post(Command::Closing(life(1))).unwrap();
+        bench.commands.post(Command::Detach(life(1))).unwrap();
+        fill(&hosts.queues[1]);
+        bench.turn_until("the worker lets go", |bench| {
+            let is_it = |event| matches!(event, Event::Detached(_, it) if it == life(1));
+            bench.events.try_iter().any(is_it)
+        });
+        let dropped = hosts.cell.encap_drops.get(DropReason::Shutdown);
+        assert_eq!(hosts.cell.to_gwlb.packets.get() + dropped, MANY);
+    }
+}
+
 #[test]
 fn what_is_readable_when_the_end_begins_is_still_sent() {
     for mut bench in benches() {
