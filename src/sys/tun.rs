@@ -181,7 +181,8 @@ pub fn index_of(queue: &impl AsFd) -> Option<u32> {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: `request` is a whole `ifreq`, as TUNGETIFF demands, and outlives the call.
     unsafe { tun_get_iff(queue.as_fd().as_raw_fd(), &raw mut request) }.ok()?;
-    let name = request.ifr_name.map(libc::c_char::cast_unsigned);
+    // C's `char` is signed on x86_64, unsigned on aarch64.
+    let name = request.ifr_name.map(|character| character.to_ne_bytes()[0]);
     let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?;
     nix::net::if_::if_nametoindex(name).ok()
 }
@@ -223,7 +224,7 @@ fn interface_request(name: &str, more_flags: libc::c_int) -> libc::ifreq {
     // SAFETY: an `ifreq` is integers, arrays of them and unions of those: all zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::try_from(from).expect("names are ASCII");
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // The kernel reads the 16 bits as unsigned; IFF_TUN_EXCL is the sign bit of C's `short`.
     let flags = u16::try_from(KIND | more_flags).expect("flags of TUNSETIFF have 16 bits");
