@@ -1,5 +1,11 @@
 //! What threads share memory through: atomics, locks, and the channel of a mailbox.
 //!
+//! aarch64 lets others see a thread's loads and stores in another order, as `x86_64` hardly does.
+//! So `Relaxed` stands only where nobody concludes anything about other memory from the value:
+//! counters, gauges, flags that are looked at again, numbers that one word holds whole. Where a
+//! value says that others are there too, a lock or a channel carries it, or the pair of fences of
+//! `stats::WorkerCell::end_turn`; and the kernel's rings have release and acquire of their own.
+//!
 //! These are the standard library's and crossbeam's. In a build with `--cfg gwlbtun_loom` they
 //! are loom's, which runs a model (`tests/models.rs`) under every order of the threads' steps
 //! that the memory model allows. The name of the switch is our own: tokio has a meaning for

@@ -147,6 +147,22 @@ step="links gone"
 links=$(within target ip -o link)
 [[ $links != *" gw"[io]-* ]] || fail "$links"
 ok
+# Runs the tests of the program $1 whose names contain a word of $2.
+tests() {
+    local summary words
+    step="$1 $2"
+    read -ra words <<<"$2"
+    summary=$("$1" --test-threads 2 "${words[@]}" 2>&1 | tee /tmp/tests.log |
+        grep '^test result:') || fail "no result"
+    [[ $summary == *" ok. "* ]] || fail "$summary"
+    [[ $summary != *" ok. 0 passed"* ]] || fail "no such test"
+    ok "$summary"
+}
+if [ -e /k61/extra.sh ]; then
+    # shellcheck source=/dev/null # tests/arm64.sh writes it
+    . /k61/extra.sh
+fi
+
 step="kernel log"
 if dmesg | grep 'WARNING: CPU'; then fail "the kernel warns"; fi
 ok "no warning"
