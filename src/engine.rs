@@ -220,7 +220,8 @@ fn no_ring(error: sys::Error, locked_bytes: Option<u64>, workers: usize) -> Star
     if error.errno == Errno::EOPNOTSUPP {
         return StartError::Missing { error, remedy: "use Linux 6.1 or later" };
     }
-    match (error.errno, locked_bytes, RingSizes::new(locked_bytes, workers, OPERATIONS_MAX)) {
+    let ring_sizes = RingSizes::new(locked_bytes, workers, OPERATIONS_MAX, limits::page_bytes());
+    match (error.errno, locked_bytes, ring_sizes) {
         (Errno::ENOMEM, Some(limit), Err(least)) => {
             StartError::LockedMemory { limit, workers, least }
         }
@@ -483,10 +484,12 @@ fn driver_plan(
     let operations_max = OPERATIONS_MAX;
     let outstanding = operations_max + 2 * u32::from(count) + 2 * u32::from(settings.endpoints_max);
     let RingSizes { submissions, completions_max } =
-        RingSizes::new(locked_bytes, workers, outstanding).map_err(|least| {
-            let limit = locked_bytes.unwrap_or(u64::MAX);
-            StartError::LockedMemory { limit, workers, least }
-        })?;
+        RingSizes::new(locked_bytes, workers, outstanding, limits::page_bytes()).map_err(
+            |least| {
+                let limit = locked_bytes.unwrap_or(u64::MAX);
+                StartError::LockedMemory { limit, workers, least }
+            },
+        )?;
     Ok(DriverPlan {
         submissions,
         completions_max,

@@ -72,12 +72,13 @@ impl Budget {
     }
 }
 
-/// Locked memory besides the workers' rings, bytes: the ring of control, and one to probe with.
-const LOCKED_FIXED: u64 = 32 << 10;
+/// Locked memory besides the workers' rings, pages: the ring of control, and one to probe with. A
+/// ring is at least a page for each of its two parts, of 4 KiB or, on some arm64 kernels, of 64.
+const LOCKED_FIXED_PAGES: u64 = 8;
 
-/// Locked memory of one worker besides the ring's own queues, bytes: its rings of buffers, and
-/// what is rounded up to pages.
-const LOCKED_PER_WORKER: u64 = 20 << 10;
+/// Locked memory of one worker besides the ring's own queues, pages: its rings of buffers, and
+/// what is rounded up.
+const LOCKED_PER_WORKER_PAGES: u64 = 5;
 
 /// Sizes of a ring's queues, in entries. The completion queue may be shorter than what can be
 /// outstanding: the kernel keeps what finds no place (`IORING_FEAT_NODROP`).
@@ -92,18 +93,24 @@ impl RingSizes {
     const FULL: Self = Self { submissions: 1024, completions_max: u32::MAX };
 
     /// The largest queues that `limit` bytes of locked memory carry for `workers` workers, of
-    /// which each may have `outstanding` completions at a time.
+    /// which each may have `outstanding` completions at a time, with pages of `page_bytes`.
     ///
     /// # Errors
     /// The smallest limit that will do, if this one does not.
-    pub(super) fn new(limit: Option<u64>, workers: usize, outstanding: u32) -> Result<Self, u64> {
+    pub(super) fn new(
+        limit: Option<u64>,
+        workers: usize,
+        outstanding: u32,
+        page_bytes: u64,
+    ) -> Result<Self, u64> {
         let Some(limit) = limit else { return Ok(Self::FULL) };
         let mut needed = 0;
         for submissions in [1024, 512, 256, 128, 64] {
             let completions = outstanding.next_power_of_two().min(4 * submissions);
             // A submission takes 64 bytes and an index, a completion 16 bytes.
             let queues = u64::from(submissions) * 68 + u64::from(completions) * 16;
-            needed = LOCKED_FIXED + (LOCKED_PER_WORKER + queues) * workers as u64;
+            let per_worker = LOCKED_PER_WORKER_PAGES * page_bytes + queues;
+            needed = LOCKED_FIXED_PAGES * page_bytes + per_worker * workers as u64;
             if needed <= limit {
                 return Ok(Self { submissions, completions_max: completions });
             }
@@ -170,15 +177,26 @@ mod tests {
 
     #[test]
     fn rings_fit_into_what_may_be_locked() {
-        let sizes = |limit, workers| RingSizes::new(Some(limit), workers, 4096);
+        let sizes = |limit, workers| RingSizes::new(Some(limit), workers, 4096, 4096);
         let of = |submissions, completions_max| Ok(RingSizes { submissions, completions_max });
-        assert_eq!(RingSizes::new(None, 256, 4096), Ok(RingSizes::FULL));
+        assert_eq!(RingSizes::new(None, 256, 4096, 4096), Ok(RingSizes::FULL));
         // What systemd gives every service, and what it gave before.
         assert_eq!(sizes(8 << 20, 2), of(1024, 4096));
         assert_eq!(sizes(8 << 20, 64), of(512, 2048));
         assert_eq!(sizes(8 << 20, 192), of(128, 512));
         assert_eq!(sizes(64 << 10, 1), of(64, 256));
         assert_eq!(sizes(64 << 10, 2), Err((32 << 10) + 2 * ((20 << 10) + 64 * 68 + 256 * 16)));
-        assert_eq!(RingSizes::new(Some(8 << 20), 2, 100), of(1024, 128));
+        assert_eq!(RingSizes::new(Some(8 << 20), 2, 100, 4096), of(1024, 128));
+    }
+
+    /// Two parts of each ring, and two rings of buffers, are four pages at least.
+    #[test]
+    fn rings_of_a_machine_with_large_pages_take_more() {
+        for workers in [1, 4, 16] {
+            let parts = 4 * (64 << 10) * workers as u64;
+            let least = RingSizes::new(Some(parts), workers, 4096, 64 << 10).unwrap_err();
+            assert!(RingSizes::new(Some(least), workers, 4096, 64 << 10).is_ok());
+            assert!(least > parts && least < 4 * parts, "{least} for {workers}");
+        }
     }
 }

@@ -5,6 +5,8 @@ use nix::sys::resource::Resource;
 use nix::sys::resource::getrlimit;
 use nix::sys::resource::setrlimit;
 use nix::sys::sysinfo::sysinfo;
+use nix::unistd::SysconfVar;
+use nix::unistd::sysconf;
 
 use super::Error;
 
@@ -90,6 +92,15 @@ pub fn has_capability(capability: Capability) -> bool {
     mask.is_some_and(|mask| mask >> (capability as u8) & 1 == 1)
 }
 
+/// Size of a page, bytes: 4 KiB on `x86_64`; on aarch64 the kernel may have 16 or 64 KiB.
+///
+/// # Panics
+/// Never on Linux: every system has pages.
+pub fn page_bytes() -> u64 {
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().expect("memory has pages");
+    u64::try_from(bytes).expect("a size is positive")
+}
+
 /// Main memory of the host, bytes.
 ///
 /// # Errors
@@ -116,6 +127,7 @@ mod tests {
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
         assert_eq!(raise_open_files(), raised(None));
         assert!(memory_bytes().unwrap() > 64 << 20);
+        assert!(page_bytes().is_power_of_two() && page_bytes() >= 4096);
         if has_capability(Capability::IpcLock) {
             assert_eq!(raise_locked_memory(), Ok(None));
         }
