@@ -115,8 +115,14 @@ pub struct Args {
 
     /// Levels to log, as section=level,...: sections core, udp, geneve, tunnel, healthcheck, all;
     /// levels critical, important, info, debug, debugdetail [default: all=info].
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    // The prefixes that are the reference's, although --log-format has them too.
+    #[arg(long, aliases = ["l", "lo", "log"], value_name = "LIST", allow_hyphen_values = true)]
     pub logging: Option<String>,
+
+    /// Form of the log: text is that of AWS's program; json and logfmt have an event with its id a
+    /// line; journald sends such events to systemd-journald.
+    #[arg(long, value_enum, default_value_t, value_name = "FORM", hide_possible_values = true)]
+    pub log_format: LogFormat,
 
     /// Log packets as hex dumps, ten of a kind in a second.
     #[arg(short = 'x')]
@@ -531,6 +537,20 @@ pub enum Compat {
     /// `gwlbEndpointId` and `summary` in the JSON page, "GWLB endpoint" in the log.
     #[value(name = "3.2")]
     V3_2,
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines as AWS's program writes them.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// `key=value` pairs.
+    Logfmt,
+    /// To systemd-journald, by its own protocol.
+    Journald,
 }
 
 /// Whose load balancer sends.

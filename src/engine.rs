@@ -12,6 +12,7 @@ mod start_error;
 mod strangers;
 pub mod trial;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -35,10 +36,12 @@ use crate::flow::FlowTable;
 use crate::flow::HashSeed;
 use crate::flow::Sources;
 use crate::flow::TablePlan;
-use crate::log::Level;
+use crate::log::Format;
+use crate::log::Journal;
 use crate::log::Log;
+use crate::log::LogEvent;
 use crate::log::LogThread;
-use crate::log::Section;
+use crate::log::Value;
 use crate::settings;
 use crate::settings::Settings;
 use crate::settings::WorkerSpec;
@@ -121,17 +124,29 @@ pub fn run(
     service_manager: Option<Arc<ServiceManager>>,
 ) -> Result<(), StartError> {
     let proven = prove(&mut settings, ram_bytes)?;
-    let (log, log_thread) = Log::start(settings.thresholds, std::io::stdout())
-        .map_err(|error| sys::Error::from_io("clone", "log thread", &error))?;
+    let (log, log_thread) = start_log(&settings)?;
     announce_features(proven.driver, settings.offload, &log);
     spreading::announce(&proven.spreading, &log);
     strangers::announce(&settings, &proven.guard, &log);
     let result = run_proven(settings, proven, service_manager, &log);
     if result.is_ok() {
-        log.line(Section::Core, Level::Important, format_args!("Shutdown complete."));
+        log.line(LogEvent::Stopped, &[], format_args!("Shutdown complete."));
     }
     LogThread::finish(log_thread);
     result
+}
+
+/// Starts the log in the form that was asked for.
+fn start_log(settings: &Settings) -> Result<(Log, LogThread), StartError> {
+    let sink: Box<dyn io::Write + Send> = match settings.log_format {
+        Format::Journald => Box::new(Journal::open().map_err(|error| StartError::Missing {
+            error,
+            remedy: "--log-format journald needs systemd-journald; text, json and logfmt do not",
+        })?),
+        Format::Text | Format::Json | Format::Logfmt => Box::new(io::stdout()),
+    };
+    let started = Log::start(settings.thresholds, settings.log_format, sink);
+    started.map_err(|error| sys::Error::from_io("clone", "log thread", &error).into())
 }
 
 /// Says what the kernel can do, and what was asked for in vain.
@@ -139,8 +154,8 @@ fn announce_features(plan: DriverPlan, offload: Offload, log: &Log) {
     let DriverPlan { features, busy_poll_us, .. } = plan;
     let Features { defer_taskrun, read_multishot, busy_poll } = features;
     log.line(
-        Section::Core,
-        Level::Info,
+        LogEvent::IoUring,
+        &[],
         format_args!(
             "io_uring: deferred task work {}, multishot TUN read {}.",
             if defer_taskrun { "yes" } else { "no" },
@@ -150,8 +165,8 @@ fn announce_features(plan: DriverPlan, offload: Offload, log: &Log) {
     let on: Vec<_> =
         offload.pieces().into_iter().filter_map(|(name, on)| on.then_some(name)).collect();
     log.line(
-        Section::Core,
-        Level::Info,
+        LogEvent::Offloads,
+        &[],
         format_args!(
             "Offloads: {}; checksums by {}.",
             if on.is_empty() { "none".to_owned() } else { on.join(" ") },
@@ -160,8 +175,8 @@ fn announce_features(plan: DriverPlan, offload: Offload, log: &Log) {
     );
     if busy_poll_us > 0 && !busy_poll {
         log.line(
-            Section::Udp,
-            Level::Important,
+            LogEvent::BusyPollUnavailable,
+            &[],
             format_args!("--busypoll is without effect: io_uring polls devices since Linux 6.9."),
         );
     }
@@ -349,7 +364,7 @@ fn hash_seed() -> Result<HashSeed, sys::Error> {
 fn end_netdev(netdev: netdev::Handle, thread: JoinHandle<()>, log: &Log) {
     drop(netdev);
     if thread.join().is_err() {
-        log.line(Section::Tunnel, Level::Critical, format_args!("The netdev thread failed."));
+        log.line(LogEvent::NetdevFailed, &[], format_args!("The netdev thread failed."));
     }
 }
 
@@ -427,7 +442,8 @@ fn work(
     {
         let id = spec.id;
         let line = format_args!("Worker {id} could not be tied to core {core} and runs untied.");
-        log.line(Section::Core, Level::Important, line);
+        let fields = [("worker", Value::Number(id.0.into())), ("core", Value::Number(core as u64))];
+        log.line(LogEvent::WorkerUntied, &fields, line);
     }
     match Worker::new(parts) {
         Ok(worker) => {
@@ -453,11 +469,13 @@ fn thread_name(spec: &WorkerSpec) -> String {
 fn end(worker: WorkerThread, log: &Log) {
     let name = worker.thread.thread().name().unwrap_or("worker").to_owned();
     if worker.ended.recv_timeout(END_MAX).is_err_and(|error| error.is_timeout()) {
-        log.line(Section::Core, Level::Critical, format_args!("{name} did not end in time."));
+        let fields = [("late", Value::Text(&name))];
+        log.line(LogEvent::WorkerLate, &fields, format_args!("{name} did not end in time."));
         return;
     }
     if worker.thread.join().is_err() {
-        log.line(Section::Core, Level::Critical, format_args!("{name} failed."));
+        let fields = [("failed", Value::Text(&name))];
+        log.line(LogEvent::WorkerFailed, &fields, format_args!("{name} failed."));
     }
 }
 

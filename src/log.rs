@@ -9,10 +9,23 @@
 //! [`Log::event`], which lets 10 lines a second of one event pass and then tells how many it held
 //! back; an attacker cannot fill a disk. Text from outside is cut into lines and cleaned of
 //! control characters before it is written.
+//!
+//! Programs that read the log ask for another [`Format`]: there each line is a [`LogEvent`] with an
+//! id and fields. Lines that are lost, because the reader is too slow or because writing fails, are
+//! counted, and told as soon as something can be written again.
 
+mod events;
+mod format;
+mod journal;
 mod limiter;
 mod thresholds;
 
+pub use events::LogEvent;
+pub use format::Fields;
+pub use format::Format;
+pub use format::RESERVED;
+pub use format::Value;
+pub use journal::Journal;
 pub use thresholds::Thresholds;
 
 use std::fmt;
@@ -124,6 +137,8 @@ struct QueueFull;
 #[derive(Debug)]
 struct Shared {
     thresholds: Thresholds,
+    format: Format,
+    /// Lines for which the queue had no room and that nobody was told of.
     lost: AtomicU64,
     limiter: Mutex<Limiter>,
 }
@@ -139,26 +154,36 @@ enum Entry {
 struct Line {
     time: WallTime,
     thread: String,
+    event: LogEvent,
     section: Section,
     level: Level,
     text: String,
+    /// Empty where the format has no place for them.
+    fields: Vec<(&'static str, format::Kept)>,
 }
 
 impl Log {
-    /// Starts the log's thread: lines that `thresholds` let pass go to `sink`, flushed one by one.
+    /// Starts the log's thread: lines that `thresholds` let pass go to `sink` in `format`, each
+    /// event with one write.
     ///
     /// # Errors
     /// When the host is out of threads.
     pub fn start(
         thresholds: Thresholds,
+        format: Format,
         sink: impl Write + Send + 'static,
     ) -> io::Result<(Self, LogThread)> {
         let (queue, entries) = crossbeam_channel::bounded(QUEUE_LINES);
         let (done, finished) = crossbeam_channel::bounded::<()>(0);
-        let shared =
-            Arc::new(Shared { thresholds, lost: AtomicU64::new(0), limiter: Mutex::default() });
+        let shared = Arc::new(Shared {
+            thresholds,
+            format,
+            lost: AtomicU64::new(0),
+            limiter: Mutex::default(),
+        });
         let log = Self { queue, shared };
-        let writer = Writer { sink, entries, shared: Arc::clone(&log.shared) };
+        let shared = Arc::clone(&log.shared);
+        let writer = Writer { sink, entries, shared, unwritten: 0, problem: String::new() };
         thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
             let _done = done;
             writer.run();
@@ -167,17 +192,16 @@ impl Log {
         Ok((log, thread))
     }
 
-    /// Logs a line whose rate something else bounds: the life of an endpoint, a hook's output,
-    /// start and stop.
-    pub fn line(&self, section: Section, level: Level, text: fmt::Arguments<'_>) {
-        if self.shows(section, level) {
-            self.enqueue(section, level, text.to_string());
+    /// Logs a line whose rate something else bounds: the life of an endpoint, start and stop.
+    pub fn line(&self, event: LogEvent, fields: &Fields<'_>, text: fmt::Arguments<'_>) {
+        if self.shows(event.section(), event.level()) {
+            self.enqueue(event, event.level(), fields, text.to_string());
         }
     }
 
-    /// Logs a line that no threshold keeps out.
-    pub fn always(&self, section: Section, level: Level, text: fmt::Arguments<'_>) {
-        self.enqueue(section, level, text.to_string());
+    /// The same for a line that no threshold keeps out.
+    pub fn always(&self, event: LogEvent, fields: &Fields<'_>, text: fmt::Arguments<'_>) {
+        self.enqueue(event, event.level(), fields, text.to_string());
     }
 
     /// Whether lines of `section` and `level` are written at all.
@@ -185,61 +209,87 @@ impl Log {
         level <= self.shared.thresholds.of(section)
     }
 
-    /// Logs an event that may happen at any rate. `event` names it: 10 lines a second pass for
-    /// each name, and the number of those held back follows.
-    pub fn event(
+    /// Logs an event that may happen at any rate: 10 lines a second pass of each, and the number
+    /// of those held back follows.
+    pub fn event(&self, event: LogEvent, fields: &Fields<'_>, text: fmt::Arguments<'_>) {
+        self.event_at(event.level(), event, fields, text);
+    }
+
+    /// The same where an event's lines matter more, or less, than usual.
+    pub fn event_at(
         &self,
-        section: Section,
         level: Level,
-        event: &'static str,
+        event: LogEvent,
+        fields: &Fields<'_>,
         text: fmt::Arguments<'_>,
     ) {
-        if !self.shows(section, level) {
+        if !self.shows(event.section(), level) {
             return;
         }
         let verdict = self.shared.limiter().judge(event, clock::now());
         match verdict {
             Verdict::Pass => {}
-            Verdict::PassAfter(held_back) => self.tell_held_back(section, level, &held_back),
+            Verdict::PassAfter(held_back) => self.tell_held_back(level, &held_back),
             Verdict::HoldBack => return,
         }
-        self.enqueue(section, level, text.to_string());
+        self.enqueue(event, level, fields, text.to_string());
     }
 
     /// Adds to the number of lines of `event` that were held back, where somebody before the log
     /// has left some out.
-    pub fn held_back(&self, event: &'static str, lines: u64) {
+    pub fn held_back(&self, event: LogEvent, lines: u64) {
         if lines > 0 {
             self.shared.limiter().held_back(event, lines, clock::now());
         }
     }
 
-    /// Writes how many lines of an event were held back; later, if there is no room now.
-    fn tell_held_back(&self, section: Section, level: Level, held_back: &HeldBack) {
-        if self.offer(section, level, held_back.to_string()).is_err() {
+    /// Writes how many lines of an event were held back, as a line of the event's own section;
+    /// later, if there is no room now.
+    fn tell_held_back(&self, level: Level, held_back: &HeldBack) {
+        let mut line = held_back.line();
+        line.section = held_back.event.section();
+        line.level = level;
+        if self.offer(line).is_err() {
             self.held_back(held_back.event, held_back.lines);
         }
     }
 
-    fn enqueue(&self, section: Section, level: Level, text: String) {
-        if self.offer(section, level, text).is_err() {
+    fn enqueue(&self, event: LogEvent, level: Level, fields: &Fields<'_>, text: String) {
+        let has_fields = self.shared.format != Format::Text;
+        let line = Line { level, ..Line::new(event, if has_fields { fields } else { &[] }, text) };
+        if self.offer(line).is_err() {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Puts a line into the queue, if there is room.
-    fn offer(&self, section: Section, level: Level, text: String) -> Result<(), QueueFull> {
+    fn offer(&self, line: Line) -> Result<(), QueueFull> {
+        self.queue.try_send(Entry::Line(line)).map_err(|_| QueueFull)
+    }
+}
+
+impl Line {
+    /// A line of this moment and of the thread that calls.
+    fn new(event: LogEvent, fields: &Fields<'_>, text: String) -> Self {
         let current = thread::current();
         // The reference program's main thread goes by the name of the program.
         let name = current.name().filter(|&name| name != "main");
-        let line = Line {
+        Self {
             time: wall_clock::now(),
             thread: name.unwrap_or("gwlbtun").to_owned(),
-            section,
-            level,
+            event,
+            section: event.section(),
+            level: event.level(),
             text,
-        };
-        self.queue.try_send(Entry::Line(line)).map_err(|_| QueueFull)
+            fields: format::keep(fields),
+        }
+    }
+}
+
+impl HeldBack {
+    fn line(&self) -> Line {
+        let fields = [("of", Value::Text(&self.event.id())), ("lines", Value::Number(self.lines))];
+        Line::new(LogEvent::LogLinesSuppressed, &fields, self.to_string())
     }
 }
 
@@ -272,6 +322,10 @@ struct Writer<S> {
     sink: S,
     entries: Receiver<Entry>,
     shared: Arc<Shared>,
+    /// Lines that could not be written and that nobody was told of.
+    unwritten: u64,
+    /// Why the last of them could not.
+    problem: String,
 }
 
 impl<S: Write> Writer<S> {
@@ -300,36 +354,51 @@ impl<S: Write> Writer<S> {
             text.push_str(self.shared.thresholds.of(section).name());
             text.push_str("  ");
         }
-        self.tell(text);
+        let levels = Section::ALL.map(|section| self.shared.thresholds.of(section).name());
+        let sections = Section::ALL.iter().zip(&levels);
+        let fields: Vec<_> =
+            sections.map(|(section, level)| (section.name(), Value::Text(level))).collect();
+        self.write(&Line::new(LogEvent::LogStarted, &fields, text));
     }
 
     /// Writes what was lost or held back, events only when their second is over (or at the end).
     fn tell_what_is_missing(&mut self, at_the_end: bool) {
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            self.tell(format!("{lost} log lines lost: the log's reader is too slow"));
+            self.tell_lost(lost, "the log's reader is too slow");
+        }
+        if self.unwritten > 0 {
+            let unwritten = std::mem::take(&mut self.unwritten);
+            let problem = std::mem::take(&mut self.problem);
+            self.tell_lost(unwritten, &problem);
         }
         let due = self.shared.limiter().overdue(clock::now(), at_the_end);
         for held_back in due {
-            self.tell(held_back.to_string());
+            self.write(&held_back.line());
         }
     }
 
-    fn tell(&mut self, text: String) {
-        self.write(&Line {
-            time: wall_clock::now(),
-            thread: THREAD_NAME.to_owned(),
-            section: Section::Core,
-            level: Level::Important,
-            text,
-        });
+    /// Writes that lines are missing; if that fails, they still are.
+    fn tell_lost(&mut self, lines: u64, reason: &str) {
+        let fields = [("lines", Value::Number(lines)), ("reason", Value::Text(&reason))];
+        let text = format!("{lines} log lines lost: {reason}");
+        if self.put(&Line::new(LogEvent::LogLinesLost, &fields, text)).is_err() {
+            self.unwritten += lines;
+            reason.clone_into(&mut self.problem);
+        }
     }
 
-    /// Writes one message as as many lines as it has. A sink that fails is the service
-    /// manager's to notice: there is nowhere left to say it.
+    /// Writes an event, or counts it.
     fn write(&mut self, line: &Line) {
-        let _ = self.sink.write_all(line.to_string().as_bytes());
-        let _ = self.sink.flush();
+        if let Err(error) = self.put(line) {
+            self.unwritten += 1;
+            self.problem = format!("writing failed: {error}");
+        }
+    }
+
+    fn put(&mut self, line: &Line) -> io::Result<()> {
+        self.sink.write_all(&self.shared.format.bytes(line))?;
+        self.sink.flush()
     }
 }
 
@@ -392,9 +461,11 @@ mod tests {
         let line = Line {
             time: wall_clock::now(),
             thread: "gwlbtun U001".to_owned(),
+            event: LogEvent::HealthClient,
             section: Section::HealthCheck,
             level: Level::DebugDetail,
             text: "one\ntwo \x1b[31m%n%s\ttab\r".to_owned(),
+            fields: Vec::new(),
         };
         let time = line.time.to_string();
         assert_eq!(time.len(), "2026-11-21 19:54:17.303".len());
@@ -405,11 +476,11 @@ mod tests {
     #[test]
     fn what_is_below_the_threshold_stays_out() {
         let page = Page::default();
-        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
-        log.line(Section::Core, Level::Debug, format_args!("hidden"));
-        log.always(Section::Core, Level::Debug, format_args!("a hook's words"));
-        log.event(Section::Udp, Level::DebugDetail, "x", format_args!("hidden"));
-        log.line(Section::Tunnel, Level::Info, format_args!("shown"));
+        let (log, thread) = Log::start(Thresholds::default(), Format::Text, page.clone()).unwrap();
+        log.line(LogEvent::HealthClient, &[], format_args!("hidden"));
+        log.always(LogEvent::PacketFromHost, &[], format_args!("shown all the same"));
+        log.event_at(Level::Debug, LogEvent::Downgraded, &[], format_args!("hidden"));
+        log.line(LogEvent::IoUring, &[], format_args!("shown"));
         thread.finish();
         let lines = lines(&page);
         assert_eq!(lines.len(), 3, "{lines:?}");
@@ -417,18 +488,18 @@ mod tests {
             "(core,important) : : Logging thread started. Configuration:core=info  udp=info  \
              geneve=info  tunnel=info  healthcheck=info  "
         ));
-        assert!(lines[1].ends_with("(core,debug) : : a hook's words"));
-        assert!(lines[2].ends_with("(tunnel,info) : : shown"));
+        assert!(lines[1].ends_with("(tunnel,debug) : : shown all the same"));
+        assert!(lines[2].ends_with("(core,info) : : shown"));
     }
 
     #[test]
     fn a_flood_of_one_event_is_told_as_a_number() {
         let page = Page::default();
-        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), Format::Text, page.clone()).unwrap();
         for n in 0..3000 {
-            log.event(Section::Udp, Level::Info, "flood", format_args!("flood {n}"));
+            log.event(LogEvent::Downgraded, &[], format_args!("flood {n}"));
         }
-        log.event(Section::Udp, Level::Info, "other", format_args!("other"));
+        log.event(LogEvent::QueueLost, &[], format_args!("other"));
         thread.finish();
         let text = lines(&page).join("\n");
         let passed = text.matches(": : flood ").count();
@@ -445,15 +516,55 @@ mod tests {
     #[test]
     fn a_sink_that_takes_nothing_blocks_nobody() {
         let (reader, writer) = io::pipe().unwrap();
-        let (log, thread) = Log::start(Thresholds::default(), writer).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), Format::Text, writer).unwrap();
         let long = "x".repeat(1000);
         for _ in 0..2 * QUEUE_LINES {
-            log.line(Section::Core, Level::Info, format_args!("{long}"));
+            log.line(LogEvent::Warning, &[], format_args!("{long}"));
         }
         let lost = log.shared.lost.load(Ordering::Relaxed);
         assert!(lost > 0);
         thread.finish();
         drop(reader);
+    }
+
+    /// A disk that is full for a while.
+    struct Full {
+        fails: u32,
+        page: Page,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.fails == 0 {
+                return self.page.write(bytes);
+            }
+            self.fails -= 1;
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_told_when_they_can() {
+        let page = Page::default();
+        // The first line, "1", an attempt to tell of both, "2", and an attempt to tell of three.
+        let sink = Full { fails: 5, page: page.clone() };
+        let (log, thread) = Log::start(Thresholds::default(), Format::Json, sink).unwrap();
+        for number in 1..=4 {
+            log.line(LogEvent::Warning, &[], format_args!("{number}"));
+        }
+        thread.finish();
+        let events: Vec<serde_json::Value> =
+            page.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told: Vec<_> = events.iter().map(|event| (&event["event"], &event["lines"])).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!((told[0].0, told[1].0), (&"warning".into(), &"log_lines_lost".into()));
+        assert_eq!(told[1].1, 3);
+        assert_eq!(events[1]["reason"], "writing failed: no storage space");
+        assert_eq!(events[2]["message"], "4");
     }
 
     #[test]
@@ -462,14 +573,15 @@ mod tests {
         let (queue, _entries) = crossbeam_channel::bounded(0);
         let shared = Shared {
             thresholds: Thresholds::default(),
+            format: Format::Text,
             lost: AtomicU64::new(0),
             limiter: Mutex::default(),
         };
         let log = Log { queue, shared: Arc::new(shared) };
-        log.held_back("flood", 5);
+        log.held_back(LogEvent::Downgraded, 5);
         let due = || log.shared.limiter().overdue(clock::now(), true);
-        log.tell_held_back(Section::Core, Level::Info, &due()[0]);
-        assert_eq!(due()[0].to_string(), "suppressed 5 more lines of flood");
+        log.tell_held_back(Level::Info, &due()[0]);
+        assert_eq!(due()[0].to_string(), "suppressed 5 more lines of downgraded");
         assert_eq!(log.shared.lost.load(Ordering::Relaxed), 0);
     }
 }

@@ -28,10 +28,12 @@ use std::time::Duration;
 
 use crate::cli::Args;
 pub use crate::cli::Compat;
+use crate::cli::LogFormat;
 use crate::cli::MaxFrame;
 use crate::cli::Number;
 pub use crate::cli::Profile;
 pub use crate::cli::Steer;
+use crate::log::Format;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::types::EndpointId;
@@ -89,6 +91,8 @@ pub struct Settings {
     pub compat: Compat,
     /// Which lines are logged.
     pub thresholds: Thresholds,
+    /// The form of the log.
+    pub log_format: Format,
     /// Whether samples of packets are logged as hex dumps.
     pub hex_dump: bool,
     /// Length of each receive socket's queue in bytes; 0 leaves it at the kernel's default.
@@ -222,6 +226,12 @@ impl Settings {
         }
         Ok(Self {
             thresholds: thresholds(args, &mut warnings),
+            log_format: match args.log_format {
+                LogFormat::Text => Format::Text,
+                LogFormat::Json => Format::Json,
+                LogFormat::Logfmt => Format::Logfmt,
+                LogFormat::Journald => Format::Journald,
+            },
             hooks: Hooks {
                 create: args.cmdnew.clone().filter(|command| !command.is_empty()),
                 destroy: args.cmddel.clone().filter(|command| !command.is_empty()),

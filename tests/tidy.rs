@@ -349,6 +349,16 @@ fn the_readme_explains_every_drop_reason() {
     }
 }
 
+/// Ids of events are for programs that others wrote: each is in the README's list.
+#[test]
+fn the_readme_lists_every_event() {
+    let readme = include_str!("../README.md");
+    for event in gwlbtun::log::LogEvent::ALL {
+        let id = format!("`{}`", event.id());
+        assert!(readme.contains(&id), "README.md's list of events lacks {id}");
+    }
+}
+
 #[test]
 fn the_top_level_is_fixed() {
     let fixed = [

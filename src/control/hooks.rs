@@ -280,9 +280,9 @@ async fn run_one(
     if is_left_out {
         return HookOutcome::Skipped;
     }
-    let label = format!("{} hook for {}", request.action, request.id);
+    let hook = (request.action, request.id);
     let (mut child, mut output) =
-        match start(request, limits.open_files, Output::new(log, label, limits)) {
+        match start(request, limits.open_files, Output::new(log, hook, limits)) {
             Ok(started) => started,
             Err(error) => return HookOutcome::NotStarted(error.to_string()),
         };

@@ -21,8 +21,8 @@ use super::netdev::NetdevError;
 use super::registry::Phase;
 use super::strangers;
 use crate::flow::Templates;
-use crate::log::Level;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::stats::EndpointCell;
 use crate::sys;
 use crate::sys::Errno;
@@ -123,23 +123,22 @@ impl Life {
         let cells: Vec<_> = control.workers.iter().map(|_| Arc::default()).collect();
         control.add_to_status(id, cells.clone());
         control.log.line(
-            Section::Core,
-            Level::Important,
+            LogEvent::EndpointCreated,
+            &links(&id, &gwi, &gwo),
             format_args!("New interface {gwi} and {gwo} for {called} created."),
         );
         if let Some(error) = &pair.unsteered {
             control.log.event(
-                Section::Tunnel,
-                Level::Important,
-                "unsteered",
+                LogEvent::EndpointUnsteered,
+                &[("endpoint", Value::Text(&id)), ("reason", Value::Text(error))],
                 format_args!("{called}: the kernel chooses the queues of its interfaces: {error}."),
             );
         }
         let created = self.hook(HookAction::Create, || true).await;
         let removing = move |control: &Control| {
             control.log.line(
-                Section::Core,
-                Level::Important,
+                LogEvent::EndpointRemoved,
+                &links(&id, &gwi, &gwo),
                 format_args!("Removing interface {gwi} and {gwo} for {called}."),
             );
         };
@@ -163,7 +162,7 @@ impl Life {
         if !control.stopping.get() {
             self.detach().await;
             if let Err(error) = control.netdev.destroy(pair).await {
-                self.complain("link_removal_failed", format_args!("removing links: {error}"));
+                self.complain(LogEvent::LinkRemovalFailed, format_args!("removing links: {error}"));
             }
         }
         control.status.borrow_mut().remove_endpoint(id);
@@ -271,7 +270,7 @@ impl Life {
             complain(
                 &control,
                 self.id,
-                "detach_late",
+                LogEvent::DetachLate,
                 format_args!("{} workers did not let go of its queues", left.get()),
             );
             all_gone.await;
@@ -329,9 +328,14 @@ impl Life {
         }
         if !outcome.is_success() && outcome != HookOutcome::NotWanted {
             self.control.status.borrow_mut().hook_failed();
+            let fields = [
+                ("endpoint", Value::Text(&self.id)),
+                ("action", Value::Text(&action)),
+                ("outcome", Value::Text(&outcome)),
+            ];
             self.control.log.line(
-                Section::Core,
-                Level::Important,
+                LogEvent::HookFailed,
+                &fields,
                 format_args!("The {action} hook for {} {outcome}.", self.control.called(self.id)),
             );
         }
@@ -347,20 +351,30 @@ impl Life {
             format!("worker {worker} cannot use {link}: {}", errno.desc())
         };
         self.complain(
-            "queue_lost",
+            LogEvent::QueueLost,
             format_args!("{problem}. Both links are made again, with DESTROY and CREATE hook."),
         );
         self.control.status.borrow_mut().queue_lost(self.id, problem);
     }
 
-    fn complain(&self, event: &'static str, text: std::fmt::Arguments<'_>) {
+    fn complain(&self, event: LogEvent, text: std::fmt::Arguments<'_>) {
         complain(&self.control, self.id, event, text);
     }
 }
 
-fn complain(control: &Control, id: EndpointId, event: &'static str, text: std::fmt::Arguments<'_>) {
+fn complain(control: &Control, id: EndpointId, event: LogEvent, text: std::fmt::Arguments<'_>) {
     let line = format_args!("{}: {text}", control.called(id));
-    control.log.event(Section::Tunnel, Level::Critical, event, line);
+    let fields = [("endpoint", Value::Text(&id)), ("reason", Value::Text(&text))];
+    control.log.event(event, &fields, line);
+}
+
+/// An endpoint and its links as fields of the log.
+fn links<'a>(
+    id: &'a EndpointId,
+    gwi: &'a LinkName,
+    gwo: &'a LinkName,
+) -> [(&'static str, Value<'a>); 3] {
+    [("endpoint", Value::Text(id)), ("gwi", Value::Text(gwi)), ("gwo", Value::Text(gwo))]
 }
 
 /// Makes both links, as soon as their names are free.

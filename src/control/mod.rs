@@ -57,9 +57,9 @@ use tokio::time;
 use tokio::time::Interval;
 use tokio::time::MissedTickBehavior;
 
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::WorkerCell;
@@ -310,12 +310,12 @@ impl Control {
     fn greet(&self) {
         let version = env!("CARGO_PKG_VERSION");
         self.log.line(
-            Section::Core,
-            Level::Important,
+            LogEvent::Started,
+            &[("version", Value::Text(&version))],
             format_args!("AWS Gateway Load Balancer Tunnel Handler v{version} started."),
         );
         for warning in &self.settings.warnings {
-            self.log.line(Section::Core, Level::Important, format_args!("{warning}"));
+            self.log.line(LogEvent::Warning, &[], format_args!("{warning}"));
         }
         let samples = self.samples.wish();
         let Settings { tcp_idle, clamp_mss, .. } = *self.settings;
@@ -342,7 +342,7 @@ impl Control {
     /// Ends every endpoint, with its DESTROY hook; each is served until its hook begins. A second
     /// signal ends the hooks.
     async fn wind_up(self: &Rc<Self>, signals: &mut Signals) {
-        self.log.line(Section::Core, Level::Important, format_args!("Shutting down."));
+        self.log.line(LogEvent::Stopping, &[], format_args!("Shutting down."));
         self.stopping.set(true);
         self.report_stopping();
         self.status.borrow_mut().set_stopping();
@@ -366,7 +366,7 @@ impl Control {
         self.status.borrow().tie_again(&self.workers);
         let news = self.status.borrow_mut().spread.look(&self.workers, now);
         if let Some(news) = news {
-            self.log.line(Section::Udp, Level::Important, format_args!("{news}"));
+            self.log.line(LogEvent::SpreadChanged, &[], format_args!("{news}"));
         }
         if self.status.borrow().has_no_device() {
             tokio_uring::spawn(Rc::clone(self).look_for_device());
@@ -395,8 +395,8 @@ impl Control {
         let limit = self.settings.endpoints_max;
         if self.admission.has_refused() && !self.refusal_told.replace(true) {
             self.log.line(
-                Section::Geneve,
-                Level::Critical,
+                LogEvent::EndpointRefused,
+                &[("limit", Value::Number(limit.into()))],
                 format_args!(
                     "An endpoint was refused: there are {limit} already, or too many came at \
                      once. --max-endpoints and --endpoint-burst set the limits."
@@ -408,14 +408,14 @@ impl Control {
         {
             let called = self.called(id);
             let text = format_args!("Traffic of {called} is dropped: --allow-endpoint lacks it.");
-            self.log.line(Section::Geneve, Level::Important, text);
+            self.log.line(LogEvent::EndpointDenied, &[("endpoint", Value::Text(&id))], text);
         }
         if let Some(source) = self.status.borrow().last_stranger(&self.workers)
             && !self.stranger_told.replace(true)
         {
             let text =
                 format_args!("Datagrams from {source} are dropped: --allow-source lacks it.");
-            self.log.line(Section::Udp, Level::Important, text);
+            self.log.line(LogEvent::SourceDenied, &[("source", Value::Text(&source))], text);
         }
     }
 
@@ -434,7 +434,8 @@ impl Control {
                 "There is no room for another endpoint: {count} go that are idle and never had a \
                  flow both ways."
             );
-            self.log.line(Section::Geneve, Level::Important, text);
+            let fields = [("endpoints", Value::Number(count as u64))];
+            self.log.line(LogEvent::EndpointsMadeRoom, &fields, text);
         }
     }
 
@@ -446,7 +447,8 @@ impl Control {
             if udp::open_sender(*source.ip(), source.port(), 0).is_ok() {
                 status.answers.is_free(source);
                 let again = format_args!("Can answer from UDP {source} again.");
-                self.log.event(Section::Udp, Level::Important, "send_socket", again);
+                let fields = [("source", Value::Text(&source))];
+                self.log.event(LogEvent::SendSocketUsable, &fields, again);
             }
         }
     }
@@ -455,7 +457,7 @@ impl Control {
         let is_news = self.status.borrow_mut().answers.refused(refusal);
         if is_news {
             let text = format_args!("Cannot {}.", Remedy(refusal));
-            self.log.event(Section::Udp, Level::Critical, "send_socket", text);
+            self.log.event(LogEvent::SendSocketRefused, &[], text);
         }
     }
 
@@ -463,7 +465,8 @@ impl Control {
         let mut status = self.status.borrow_mut();
         let problem = status.downgrades.add(worker, downgrade, errno);
         let text = format_args!("From now on {problem}.");
-        self.log.event(Section::Core, Level::Important, "downgraded", text);
+        let fields = [("worker", Value::Number(worker.0.into()))];
+        self.log.event(LogEvent::Downgraded, &fields, text);
     }
 
     /// Looks whether links can be made again. New endpoints would show that too, but a load
@@ -563,7 +566,8 @@ impl Control {
 
     fn on_worker_failed(&self, worker: WorkerId, error: sys::Error) {
         let failure = ControlError::WorkerFailed(worker, error);
-        self.log.line(Section::Core, Level::Critical, format_args!("{failure}"));
+        let fields = [("worker", Value::Number(worker.0.into()))];
+        self.log.line(LogEvent::WorkerFailed, &fields, format_args!("{failure}"));
         let mut status = self.status.borrow_mut();
         status.worker_failed(worker, failure.to_string());
         self.failure.borrow_mut().get_or_insert(failure);
@@ -583,8 +587,8 @@ impl Control {
         let mut told = self.reasons_told.borrow_mut();
         if told.len() < REASONS_TOLD_MAX && told.insert(reason) {
             self.log.line(
-                Section::Tunnel,
-                Level::Critical,
+                LogEvent::EndpointFailed,
+                &[("endpoint", Value::Text(&id)), ("reason", Value::Text(error))],
                 format_args!(
                     "Creating the interfaces for {} failed: {error}{remedy}.",
                     self.called(id)
@@ -632,9 +636,8 @@ impl Control {
         let left = link.is_some_and(|link| link.mailbox.post(command).is_ok());
         if !left {
             self.log.event(
-                Section::Core,
-                Level::Critical,
-                "mailbox_full",
+                LogEvent::MailboxFull,
+                &[("worker", Value::Number(worker.0.into()))],
                 format_args!("worker {worker} takes no commands"),
             );
         }

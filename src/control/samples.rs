@@ -8,7 +8,9 @@ use std::net::Ipv6Addr;
 
 use crate::log::Level;
 use crate::log::Log;
+use crate::log::LogEvent;
 use crate::log::Section;
+use crate::log::Value;
 use crate::types::DropReason;
 use crate::types::GENEVE_PORT;
 use crate::types::LinkName;
@@ -48,12 +50,13 @@ impl Samples {
 
     /// Logs one sample. Each kind of sample is an event of its own.
     pub(super) fn show(&self, sample: &Sample) {
-        let (section, event) = match (sample.sight, sample.dropped) {
-            (Sight::Datagram(_), None) => (Section::Geneve, "packets from the load balancer"),
-            (Sight::Datagram(_), Some(_)) => (Section::Geneve, "drops from the load balancer"),
-            (Sight::Packet(..), None) => (Section::Tunnel, "packets from the host"),
-            (Sight::Packet(..), Some(_)) => (Section::Tunnel, "drops from the host"),
+        let event = match (sample.sight, sample.dropped) {
+            (Sight::Datagram(_), None) => LogEvent::PacketFromGwlb,
+            (Sight::Datagram(_), Some(_)) => LogEvent::DropFromGwlb,
+            (Sight::Packet(..), None) => LogEvent::PacketFromHost,
+            (Sight::Packet(..), Some(_)) => LogEvent::DropFromHost,
         };
+        let section = event.section();
         let level =
             if self.hex_dump && sample.dropped.is_none() { Level::Info } else { Level::Debug };
         if !self.log.shows(section, level) {
@@ -63,7 +66,19 @@ impl Samples {
         if sample.len > 0 {
             let wants_dump = self.hex_dump || self.log.shows(section, Level::DebugDetail);
             let dump = Dump(if wants_dump { &sample.bytes } else { &[] });
-            self.log.event(section, level, event, format_args!("{}{dump}", Headline(sample)));
+            let text = format_args!("{}{dump}", Headline(sample));
+            let bytes = Value::Number(sample.len as u64);
+            let from = match sample.sight {
+                Sight::Datagram(outer) => outer.remote.to_string(),
+                Sight::Packet(id, side) => LinkName::of(id, side).to_string(),
+            };
+            let fields = [
+                ("from", Value::Text(&from)),
+                ("bytes", bytes),
+                ("reason", Value::Text(&sample.dropped.map_or("", DropReason::name))),
+            ];
+            let fields = if sample.dropped.is_some() { &fields[..] } else { &fields[..2] };
+            self.log.event_at(level, event, fields, text);
         }
     }
 }
@@ -185,6 +200,7 @@ impl fmt::Display for Dump<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Format;
     use crate::log::Thresholds;
     use crate::log::page::Page;
     use crate::types::EndpointId;
@@ -212,7 +228,8 @@ mod tests {
     /// What the log shows of `samples`, less times and thread.
     fn lines(levels: &str, hex_dump: bool, samples: &[Sample]) -> Vec<String> {
         let page = Page::default();
-        let (log, thread) = Log::start(Thresholds::parse(levels).0, page.clone()).unwrap();
+        let (log, thread) =
+            Log::start(Thresholds::parse(levels).0, Format::Text, page.clone()).unwrap();
         let shown = Samples::new(log, hex_dump);
         for sample in samples {
             shown.show(sample);
@@ -281,7 +298,8 @@ mod tests {
             ("core=debugdetail", false, false, false),
             ("all=critical", true, false, false),
         ] {
-            let (log, _) = Log::start(Thresholds::parse(levels).0, std::io::sink()).unwrap();
+            let thresholds = Thresholds::parse(levels).0;
+            let (log, _) = Log::start(thresholds, Format::Text, std::io::sink()).unwrap();
             let wish = Samples::new(log, hex_dump).wish();
             assert_eq!(wish, SampleWish { packets, drops }, "{levels} {hex_dump}");
         }

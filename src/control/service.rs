@@ -14,8 +14,8 @@ use tokio::time;
 
 use super::Control;
 use super::WorkerLink;
-use crate::log::Level;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::sys::clock;
 use crate::sys::service_manager::NotifyState;
 use crate::sys::service_manager::ServiceManager;
@@ -91,9 +91,8 @@ impl Control {
         let outcome = manager.tell(states);
         if let Err(error) = &outcome {
             self.log.event(
-                Section::Core,
-                Level::Important,
-                "service_manager",
+                LogEvent::ServiceManagerUnreachable,
+                &[("reason", Value::Text(error))],
                 format_args!("The service manager cannot be told: {error}."),
             );
         }

@@ -2,6 +2,7 @@
 //! threads which do as they are told.
 
 use super::*;
+use crate::log::Format;
 use crate::log::Thresholds;
 use crate::log::page::Page;
 use crate::settings::Host;
@@ -67,7 +68,7 @@ impl Rig {
             .map(|id| worker(id, events.clone(), tell.clone(), flags.map(Arc::clone)));
         let admission = two_endpoints();
         let log = Page::default();
-        let (log_handle, _) = Log::start(Thresholds::default(), log.clone()).unwrap();
+        let (log_handle, _) = Log::start(Thresholds::default(), Format::Text, log.clone()).unwrap();
         let permits = Arc::clone(&admission);
         let control = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");

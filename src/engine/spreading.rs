@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::control::spread::Queues;
 use crate::control::spread::Spreading;
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::settings::Settings;
 use crate::settings::Steer;
 use crate::steering;
@@ -48,15 +48,15 @@ pub(super) fn announce(spreading: &Spreading, log: &Log) {
         let may_change = if *asked == Steer::Auto { ", while that gives all work" } else { "" };
         let by_program = if *queues == Queues::Program { "a program" } else { "the kernel" };
         log.line(
-            Section::Core,
-            Level::Info,
+            LogEvent::Steering,
+            &[],
             format_args!("Steering: datagrams by their {by}{may_change}, queues by {by_program}."),
         );
     }
     if let Queues::Refused(error) = queues {
         log.line(
-            Section::Tunnel,
-            Level::Important,
+            LogEvent::SteeringUnavailable,
+            &[("reason", Value::Text(error))],
             format_args!(
                 "No program chooses the queues of interfaces, which costs speed where there are \
                  several workers: {error}{}.",

@@ -2,9 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
 use crate::settings::Settings;
 use crate::steering::sources::SourceFilter;
 use crate::sys;
@@ -51,11 +50,11 @@ pub(super) fn announce(settings: &Settings, guard: &Guard, log: &Log) {
             Guard::Kernel(_) | Guard::Nobody => "the kernel drops all others".to_owned(),
         };
         let line = format_args!("Datagrams are taken from {sources}; {text}.");
-        log.line(Section::Udp, Level::Important, line);
+        log.line(LogEvent::SourcesAllowed, &[], line);
     }
     if let Some(endpoints) = &settings.endpoints_allowed {
         let count = endpoints.len();
         let line = format_args!("Endpoints are served if they are among {count} that are allowed.");
-        log.line(Section::Geneve, Level::Important, line);
+        log.line(LogEvent::EndpointsAllowed, &[], line);
     }
 }

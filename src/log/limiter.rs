@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use super::LogEvent;
 use crate::types::Moment;
 
 /// Lines of one event that pass in one window.
@@ -29,13 +30,13 @@ pub(super) enum Verdict {
 /// Lines of one event that were not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeldBack {
-    pub(super) event: &'static str,
+    pub(super) event: LogEvent,
     pub(super) lines: u64,
 }
 
 impl fmt::Display for HeldBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "suppressed {} more lines of {}", self.lines, self.event)
+        write!(f, "suppressed {} more lines of {}", self.lines, self.event.plural())
     }
 }
 
@@ -49,12 +50,12 @@ struct Window {
 /// The windows of all events.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
-    windows: HashMap<&'static str, Window>,
+    windows: HashMap<LogEvent, Window>,
 }
 
 impl Limiter {
     /// Decides about one line of `event`.
-    pub(super) fn judge(&mut self, event: &'static str, now: Moment) -> Verdict {
+    pub(super) fn judge(&mut self, event: LogEvent, now: Moment) -> Verdict {
         let fresh = Window { start: now, passed: 0, held_back: 0 };
         let window = self.windows.entry(event).or_insert(fresh);
         let mut verdict = Verdict::Pass;
@@ -74,7 +75,7 @@ impl Limiter {
     }
 
     /// Counts lines of `event` that somebody else has left out.
-    pub(super) fn held_back(&mut self, event: &'static str, lines: u64, now: Moment) {
+    pub(super) fn held_back(&mut self, event: LogEvent, lines: u64, now: Moment) {
         let fresh = Window { start: now, passed: 0, held_back: 0 };
         self.windows.entry(event).or_insert(fresh).held_back += lines;
     }
@@ -84,14 +85,14 @@ impl Limiter {
         self.windows
             .iter_mut()
             .filter(|(_, window)| all || now.since(window.start) >= WINDOW)
-            .filter_map(|(event, window)| window.take(event))
+            .filter_map(|(event, window)| window.take(*event))
             .collect()
     }
 }
 
 impl Window {
     /// The number of lines held back, which starts again from nothing.
-    fn take(&mut self, event: &'static str) -> Option<HeldBack> {
+    fn take(&mut self, event: LogEvent) -> Option<HeldBack> {
         let lines = std::mem::take(&mut self.held_back);
         (lines > 0).then_some(HeldBack { event, lines })
     }
@@ -101,23 +102,26 @@ impl Window {
 mod tests {
     use super::*;
 
+    const A: LogEvent = LogEvent::Downgraded;
+    const B: LogEvent = LogEvent::QueueLost;
+
     #[test]
     fn ten_a_second_then_a_number() {
         let mut limiter = Limiter::default();
         let start = Moment::from_secs(7);
         for _ in 0..10 {
-            assert_eq!(limiter.judge("a", start), Verdict::Pass);
+            assert_eq!(limiter.judge(A, start), Verdict::Pass);
         }
         for _ in 0..5 {
-            assert_eq!(limiter.judge("a", start), Verdict::HoldBack);
+            assert_eq!(limiter.judge(A, start), Verdict::HoldBack);
         }
-        assert_eq!(limiter.judge("b", start), Verdict::Pass, "events do not share");
+        assert_eq!(limiter.judge(B, start), Verdict::Pass, "events do not share");
         let later = Moment::from_secs(8);
-        let Verdict::PassAfter(held_back) = limiter.judge("a", later) else {
+        let Verdict::PassAfter(held_back) = limiter.judge(A, later) else {
             panic!("the number is due");
         };
-        assert_eq!(held_back.to_string(), "suppressed 5 more lines of a");
-        assert_eq!(limiter.judge("a", later), Verdict::Pass, "told once");
+        assert_eq!(held_back.to_string(), "suppressed 5 more lines of downgraded");
+        assert_eq!(limiter.judge(A, later), Verdict::Pass, "told once");
     }
 
     #[test]
@@ -125,16 +129,16 @@ mod tests {
         let mut limiter = Limiter::default();
         let start = Moment::from_secs(7);
         for _ in 0..12 {
-            limiter.judge("a", start);
+            limiter.judge(A, start);
         }
         assert_eq!(limiter.overdue(start, false), []);
-        let told = HeldBack { event: "a", lines: 2 };
+        let told = HeldBack { event: A, lines: 2 };
         assert_eq!(limiter.overdue(Moment::from_secs(8), false), [told]);
         assert_eq!(limiter.overdue(Moment::from_secs(9), true), []);
-        limiter.held_back("a", 7, Moment::from_secs(9));
-        limiter.held_back("b", 1, Moment::from_secs(9));
+        limiter.held_back(A, 7, Moment::from_secs(9));
+        limiter.held_back(B, 1, Moment::from_secs(9));
         let mut told = limiter.overdue(Moment::from_secs(10), false);
-        told.sort_by_key(|held_back| held_back.event);
-        assert_eq!(told, [HeldBack { event: "a", lines: 7 }, HeldBack { event: "b", lines: 1 }]);
+        told.sort_by_key(|held_back| held_back.event.id());
+        assert_eq!(told, [HeldBack { event: A, lines: 7 }, HeldBack { event: B, lines: 1 }]);
     }
 }

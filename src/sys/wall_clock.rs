@@ -35,23 +35,43 @@ impl WallTime {
         let secs = u64::try_from(self.secs).unwrap_or(0);
         Duration::from_secs(secs) + Duration::from_millis(self.millis.into())
     }
+
+    /// The same, to be written in UTC.
+    pub const fn utc(self) -> Utc {
+        Utc(self)
+    }
+
+    fn write(self, f: &mut fmt::Formatter<'_>, calendar: &libc::tm, between: char) -> fmt::Result {
+        write!(
+            f,
+            "{:04}-{:02}-{:02}{between}{:02}:{:02}:{:02}.{:03}",
+            i64::from(calendar.tm_year) + 1900,
+            calendar.tm_mon + 1,
+            calendar.tm_mday,
+            calendar.tm_hour,
+            calendar.tm_min,
+            calendar.tm_sec,
+            self.millis
+        )
+    }
 }
 
 impl fmt::Display for WallTime {
     /// Local time as `2026-11-21 19:54:17.303`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let local = local(self.secs);
-        write!(
-            f,
-            "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:03}",
-            i64::from(local.tm_year) + 1900,
-            local.tm_mon + 1,
-            local.tm_mday,
-            local.tm_hour,
-            local.tm_min,
-            local.tm_sec,
-            self.millis
-        )
+        self.write(f, &local(self.secs), ' ')
+    }
+}
+
+/// A point in civil time, for programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Utc(WallTime);
+
+impl fmt::Display for Utc {
+    /// As RFC 3339 has it: `2026-11-21T18:54:17.303Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, &universal(self.0.secs), 'T')?;
+        f.write_str("Z")
     }
 }
 
@@ -62,6 +82,16 @@ fn local(secs: libc::time_t) -> libc::tm {
     // SAFETY: both pointers come from references that outlive the call; the function keeps none
     // of them. It may read TZ, which no code of this program changes.
     unsafe { libc::localtime_r(&raw const secs, &raw mut calendar) };
+    calendar
+}
+
+/// The calendar in UTC; all zero if the year has no number in C.
+fn universal(secs: libc::time_t) -> libc::tm {
+    // SAFETY: as in `local`.
+    let mut calendar: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers come from references that outlive the call; the function keeps none
+    // of them.
+    unsafe { libc::gmtime_r(&raw const secs, &raw mut calendar) };
     calendar
 }
 
@@ -79,6 +109,17 @@ mod tests {
             let expected = String::from_utf8(date.stdout).unwrap();
             let text = WallTime { secs, millis }.to_string();
             assert_eq!(text, format!("{}.{millis:03}", expected.trim_end()));
+        }
+    }
+
+    #[test]
+    fn utc_is_that_of_rfc_3339() {
+        for (secs, millis, text) in [
+            (0, 7, "1970-01-01T00:00:00.007Z"),
+            (1_709_210_096, 0, "2024-02-29T12:34:56.000Z"),
+            (4_102_444_799, 999, "2099-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(WallTime { secs, millis }.utc().to_string(), text);
         }
     }
 }

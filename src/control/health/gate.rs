@@ -40,9 +40,9 @@ use super::http::RequestHead;
 use super::pages::Pages;
 use super::routes::Route;
 use super::routes::Site;
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 
 /// Time for a head, from its first byte or from the connect.
 const HEAD_TIME: Duration = Duration::from_secs(2);
@@ -89,9 +89,8 @@ impl Gate {
         for number in 0.. {
             let (stream, peer) = self.accept(&listener, &mut spare).await;
             self.log.event(
-                Section::HealthCheck,
-                Level::Debug,
-                "health check clients",
+                LogEvent::HealthClient,
+                &[("client", Value::Text(&peer.ip()))],
                 format_args!("Processing a {} client for {}", self.site, peer.ip()),
             );
             let origin = peer.ip().into();
@@ -118,9 +117,8 @@ impl Gate {
                 Err(error) => error,
             };
             self.log.event(
-                Section::HealthCheck,
-                Level::Important,
-                "health_accept_failed",
+                LogEvent::HealthAcceptFailed,
+                &[("reason", Value::Text(&error))],
                 format_args!("accepting a {} failed: {error}", self.site),
             );
             if !spare.is_empty() {

@@ -24,9 +24,8 @@ use super::backend::Backend;
 use super::gate::now;
 use super::http::Reply;
 use super::routes::Content;
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
 use crate::settings::HealthSettings;
 use crate::stats::Page;
 
@@ -119,9 +118,8 @@ impl Pages {
         self.backend_started.set(now());
         let backend = Backend::start(self.health, Arc::clone(&self.board));
         self.log.event(
-            Section::HealthCheck,
-            Level::Important,
-            "health_server_restarted",
+            LogEvent::HealthServerRestarted,
+            &[],
             format_args!("the health page's server has ended; it is started again"),
         );
         *self.backend.borrow_mut() = backend.ok().map(Rc::new);

@@ -1,6 +1,7 @@
 //! The gate and the web server behind it, against clients that mean no good.
 
 use super::*;
+use crate::log::Format;
 use crate::log::Level;
 use crate::log::Thresholds;
 use crate::settings::Compat;
@@ -48,7 +49,8 @@ fn with_gate<F: Future<Output = ()>>(settings: HealthSettings, test: impl FnOnce
         let refreshed = Rc::new(Cell::new(0));
         let count = Rc::clone(&refreshed);
         let refresh = Box::new(move || count.set(count.get() + 1));
-        let (log, _) = Log::start(Thresholds::all(Level::Critical), io::sink()).unwrap();
+        let (log, _) =
+            Log::start(Thresholds::all(Level::Critical), Format::Text, io::sink()).unwrap();
         let pages = Pages::new(Some(settings), Arc::clone(&board), refresh, log.clone());
         let pages = Rc::new(pages.unwrap());
         let gate = Rc::new(Gate::new(Site::Health, Rc::clone(&pages), log));

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use tokio::time;
 
+use super::HookAction;
 use super::HookLimits;
-use crate::log::Level;
 use crate::log::Log;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::sys::Readiness;
+use crate::types::EndpointId;
 
 /// Bytes of one read: all that a pipe holds (pipe(7), *Pipe capacity*).
 const READ_BYTES: usize = 64 << 10;
@@ -37,11 +39,11 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// A pipe with its two writing ends, for standard output and standard error. `label` starts
+    /// A pipe with its two writing ends, for standard output and standard error. `hook` starts
     /// each line in the log.
     pub(super) fn new(
         log: Log,
-        label: String,
+        hook: (HookAction, EndpointId),
         limits: HookLimits,
     ) -> io::Result<(Self, Stdio, Stdio)> {
         let (reader, writer) = io::pipe()?;
@@ -52,7 +54,7 @@ impl Output {
             buffer: Vec::with_capacity(READ_BYTES),
             lines: Lines {
                 log,
-                label,
+                hook,
                 partial: Vec::new(),
                 room: Room { bytes: limits.output_bytes, lines: limits.output_lines },
                 is_cut: false,
@@ -109,7 +111,7 @@ impl Output {
 /// Cuts bytes into lines for the log, up to the hook's share.
 struct Lines {
     log: Log,
-    label: String,
+    hook: (HookAction, EndpointId),
     partial: Vec<u8>,
     room: Room,
     /// There was more than there was room for.
@@ -161,8 +163,10 @@ impl Lines {
     }
 
     fn write(&self, text: &str) {
-        let label = &self.label;
+        let (action, id) = &self.hook;
+        let fields = [("endpoint", Value::Text(id)), ("action", Value::Text(action))];
         // The reference program's hooks write past its log: no level hides them.
-        self.log.always(Section::Core, Level::Important, format_args!("{label}: {text}"));
+        let line = format_args!("{action} hook for {id}: {text}");
+        self.log.always(LogEvent::HookOutput, &fields, line);
     }
 }

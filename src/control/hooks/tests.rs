@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::*;
+use crate::log::Format;
 use crate::log::LogThread;
 use crate::log::Thresholds;
 use crate::log::page::Page;
@@ -20,7 +21,7 @@ struct Paper {
 impl Paper {
     fn new() -> Self {
         let page = Page::default();
-        let (log, thread) = Log::start(Thresholds::default(), page.clone()).unwrap();
+        let (log, thread) = Log::start(Thresholds::default(), Format::Text, page.clone()).unwrap();
         Self { log, thread, page }
     }
 
