@@ -152,7 +152,7 @@ tests() {
     local summary words
     step="$1 $2"
     read -ra words <<<"$2"
-    summary=$("$1" --test-threads 2 "${words[@]}" 2>&1 | tee /tmp/tests.log |
+    summary=$("$1" --test-threads 2 "${words[@]}" 2>&1 | tee /tmp/tests.log /dev/console |
         grep '^test result:') || fail "no result"
     [[ $summary == *" ok. "* ]] || fail "$summary"
     [[ $summary != *" ok. 0 passed"* ]] || fail "no such test"
