@@ -25,8 +25,8 @@ use tokio::sync::Semaphore;
 use tokio::time;
 
 use super::Control;
-use crate::log::Level;
-use crate::log::Section;
+use crate::log::LogEvent;
+use crate::log::Value;
 use crate::stats::report::Report;
 use crate::sys::abstract_socket;
 use crate::sys::clock;
@@ -65,7 +65,7 @@ pub(super) fn open(control: &Rc<Control>) {
             tokio::task::spawn_local(accept(listener, Rc::clone(control)));
             if status.set_no_console(None) {
                 let again = format_args!("gwlbtun status and show can reach this process again.");
-                control.log.line(Section::Core, Level::Important, again);
+                control.log.line(LogEvent::ControlSocketOpen, &[], again);
             }
         }
         Err(error) => {
@@ -74,7 +74,8 @@ pub(super) fn open(control: &Rc<Control>) {
                  @{CONTROL_SOCKET} for who has the name"
             );
             if !status.set_no_console(Some(problem.clone())) {
-                control.log.line(Section::Core, Level::Important, format_args!("{problem}."));
+                let text = format_args!("{problem}.");
+                control.log.line(LogEvent::ControlSocketTaken, &[], text);
             }
         }
     }
@@ -89,9 +90,8 @@ async fn accept(listener: UnixListener, control: Rc<Control>) {
             }
             Err(error) => {
                 control.log.event(
-                    Section::Core,
-                    Level::Important,
-                    "control_accept_failed",
+                    LogEvent::ControlAcceptFailed,
+                    &[("reason", Value::Text(&error))],
                     format_args!("accepting a connection to the control socket failed: {error}"),
                 );
                 time::sleep(ACCEPT_PAUSE).await;

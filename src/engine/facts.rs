@@ -1,6 +1,7 @@
 //! What was settled at the start, for whoever asks the running program about it.
 
 use super::strangers::Guard;
+use crate::log::Format;
 use crate::log::Section;
 use crate::settings::Compat;
 use crate::settings::Profile;
@@ -90,6 +91,12 @@ fn commands(settings: &Settings) -> Vec<Row> {
     let level =
         |section: Section| format!("{}={}", section.name(), settings.thresholds.of(section).name());
     let levels = Section::ALL.map(level);
+    let log_format = match settings.log_format {
+        Format::Text => "text",
+        Format::Json => "json",
+        Format::Logfmt => "logfmt",
+        Format::Journald => "journald",
+    };
     vec![
         ("cmdnew", command(&settings.hooks.create), &[]),
         ("cmddel", command(&settings.hooks.destroy), &[]),
@@ -100,6 +107,7 @@ fn commands(settings: &Settings) -> Vec<Row> {
         ("s", on_off(health.is_some_and(|health| !health.body)), &["status-only"]),
         ("metrics-listen", settings.metrics.map_or_else(none, |address| address.to_string()), &[]),
         ("logging", levels.join(","), &["debug"]),
+        ("log-format", log_format.to_owned(), &[]),
         ("x", on_off(settings.hex_dump), &["hex-dump"]),
     ]
 }

@@ -118,6 +118,12 @@ events! {
     HealthAcceptFailed = "health_accept_failed", HealthCheck, Important;
     /// The health page's server ended and was started again.
     HealthServerRestarted = "health_server_restarted", HealthCheck, Important;
+    /// Another program has the name of the control socket.
+    ControlSocketTaken = "control_socket_taken", Core, Important;
+    /// The control socket is there, after it was not.
+    ControlSocketOpen = "control_socket_open", Core, Important;
+    /// A connection to the control socket could not be accepted.
+    ControlAcceptFailed = "control_accept_failed", Core, Important;
     /// A datagram of the load balancer's.
     PacketFromGwlb = "packet_from_gwlb", Geneve, Debug;
     /// One that was dropped.
