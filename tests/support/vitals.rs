@@ -103,27 +103,40 @@ pub(crate) struct KernelDrops {
     pub(crate) sockets: u64,
     /// Packets on the wire, either way.
     pub(crate) wire: u64,
+    /// Packets that came out of `gwi` when the hook that took them had gone, and that the target's
+    /// own IP dropped: what a worker that stood still had begun to deliver before that.
+    pub(crate) host: u64,
 }
 
 impl KernelDrops {
     /// Since the namespaces were made.
     pub(crate) fn read(lab: &Lab, engine: &Engine) -> Self {
-        let snmp = fs::read_to_string(format!("/proc/{}/net/snmp", engine.pid())).expect("/proc");
-        let mut lines = snmp.lines().filter(|line| line.starts_with("Udp:"));
-        let names = lines.next().expect("a line of names").split_whitespace();
-        let values = lines.next().expect("a line of values").split_whitespace();
-        let is_drop = |name: &str| ["NoPorts", "InErrors"].contains(&name);
-        let drops = names.zip(values).filter(|(name, _)| is_drop(name));
-        let sockets = drops.map(|(_, value)| value.parse::<u64>().expect("a count")).sum();
+        let file = |name: &str| {
+            fs::read_to_string(format!("/proc/{}/net/{name}", engine.pid())).expect("/proc")
+        };
+        let (snmp, snmp6) = (file("snmp"), file("snmp6"));
+        let sockets = counter(&snmp, "Udp:", "NoPorts") + counter(&snmp, "Udp:", "InErrors");
+        let discards = snmp6.lines().find_map(|line| line.strip_prefix("Ip6InDiscards"));
+        let discards: u64 = discards.map_or(0, |count| count.trim().parse().expect("a count"));
+        let host = counter(&snmp, "Ip:", "InAddrErrors") + discards;
         let wire =
             link_drops(&lab.topology.target(), "eth0") + link_drops(&lab.topology.gwlb(), "gw0");
-        Self { sockets, wire }
+        Self { sockets, wire, host }
     }
 
     /// All of them.
     pub(crate) fn sum(&self) -> u64 {
-        self.sockets + self.wire
+        self.sockets + self.wire + self.host
     }
+}
+
+/// A counter of one protocol in `/proc/net/snmp`: a line of names, and a line of values.
+fn counter(snmp: &str, protocol: &str, name: &str) -> u64 {
+    let mut lines = snmp.lines().filter(|line| line.starts_with(protocol));
+    let mut columns = || lines.next().expect("two lines").split_whitespace();
+    let mut pairs = columns().zip(columns());
+    let value = pairs.find_map(|(found, value)| (found == name).then_some(value));
+    value.expect("a counter").parse().expect("a count")
 }
 
 /// Packets that one end of a veth has dropped on their way to the other, which may count the same
