@@ -371,8 +371,8 @@ pub struct Args {
     #[arg(help_heading = "Offloads", long)]
     pub no_vector_checksum: bool,
 
-    /// Serve /metrics for Prometheus here, with /livez and /readyz; a PORT alone is on 127.0.0.1.
-    /// Without this nothing listens.
+    /// Serve /metrics for Prometheus and the live page /ui here, with /livez and /readyz; a PORT
+    /// alone is on 127.0.0.1. Without this nothing listens.
     #[arg(
         help_heading = "Metrics",
         long,

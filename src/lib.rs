@@ -56,6 +56,7 @@
 //! | [`engine`]: `offload`, `spreading` | what of all that this kernel has, tried at the start |
 //! | [`control`] | the life of an endpoint, hooks, the health page |
 //! | [`stats::report`], [`client`] | what `gwlbtun status` says, and how it is asked |
+//! | [`stats::History`], `control/health/live.html` | what the live page draws |
 //! | [`doctor`] | what is looked at before it runs |
 
 pub mod cli;

@@ -9,7 +9,7 @@
 //!
 //! Each port has a gate of its own, and they share the web server. All pages are rendered from a
 //! snapshot on the board, never from live state, so no request holds up the program and none has
-//! side effects.
+//! side effects. What the live page draws is another snapshot there, made every two seconds.
 
 mod backend;
 mod crowd;
@@ -31,25 +31,54 @@ use std::sync::PoisonError;
 use crate::log::Log;
 use crate::settings::HealthSettings;
 use crate::stats::Page;
+use crate::stats::Picture;
 use crate::sys;
 use gate::Gate;
 use pages::Pages;
 use routes::Site;
 
-/// Where control publishes the page and the web server finds it.
+/// Where control publishes what the web server shows.
 #[derive(Debug, Default)]
-pub(super) struct Board(Mutex<Arc<Page>>);
+pub(super) struct Board {
+    page: Place<Page>,
+    picture: Place<Picture>,
+}
 
 impl Board {
     /// The page last published.
     pub(super) fn page(&self) -> Arc<Page> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        self.page.get()
     }
 
     /// Replaces the page.
     pub(super) fn publish(&self, page: Page) {
-        let page = Arc::new(page);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = page;
+        self.page.set(page);
+    }
+
+    /// What the live page draws, as last published.
+    pub(super) fn picture(&self) -> Arc<Picture> {
+        self.picture.get()
+    }
+
+    /// Replaces that.
+    pub(super) fn publish_picture(&self, picture: Picture) {
+        self.picture.set(picture);
+    }
+}
+
+/// The latest of something.
+#[derive(Debug, Default)]
+struct Place<T>(Mutex<Arc<T>>);
+
+impl<T> Place<T> {
+    fn get(&self) -> Arc<T> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, value: T) {
+        // The one before is freed when nobody holds the lock.
+        let mut value = Arc::new(value);
+        std::mem::swap(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), &mut value);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is being lost of late, and what to do: counters that have just grown, as sentences.
 //!
 //! A number that was large yesterday tells nobody that something is wrong now. Looked at whenever a
-//! page is made; what has grown since the page before, or a moment ago, is told.
+//! page is made; what has grown since the page that somebody saw last, or a moment ago, is told.
 
 use std::time::Duration;
 
@@ -24,14 +24,14 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// Takes notice of the count now. Returns whether it grew of late.
-    pub(super) fn look(&mut self, count: u64, now: Moment) -> bool {
+    /// Takes notice of the count now. Returns whether it grew of late, or after `shown`.
+    pub(super) fn look(&mut self, count: u64, shown: Moment, now: Moment) -> bool {
         // It shrinks when an endpoint goes.
         if count > self.count {
             self.grew = Some(now);
         }
         self.count = count;
-        self.grew.is_some_and(|grew| now.since(grew) < RECENT)
+        self.grew.is_some_and(|grew| grew > shown || now.since(grew) < RECENT)
     }
 }
 
@@ -54,12 +54,14 @@ pub(super) struct Losses {
 
 impl Losses {
     /// Looks at the counters of a page.
-    /// `refusals` says that it is known already why sends fail.
+    /// `refusals` says that it is known already why sends fail, `shown` when the last page was made
+    /// that somebody saw.
     pub(super) fn look<'a>(
         &mut self,
         endpoints: impl Iterator<Item = (&'a EndpointRow, &'a mut Watched)>,
         socket_drops: u64,
         refusals: bool,
+        shown: Moment,
         now: Moment,
     ) {
         self.warnings.clear();
@@ -68,7 +70,8 @@ impl Losses {
             send_errors += row.counters.encap_drops.get(DropReason::SendError);
             let lost = row.counters.decap_drops.get(DropReason::TunDown);
             // Of a link that is gone something else is told.
-            if watched.down.look(lost, now) && row.healthy && self.warnings.len() < NAMED_MAX {
+            if watched.down.look(lost, shown, now) && row.healthy && self.warnings.len() < NAMED_MAX
+            {
                 let gwi = row.link(Side::Gwi);
                 self.warnings.push(format!(
                     "{gwi} is down, and its packets are dropped: ip link set {gwi} up"
@@ -76,7 +79,7 @@ impl Losses {
             }
             for side in Side::BOTH {
                 let dropped = row.queue_drops[side.index()];
-                let is_full = watched.full[side.index()].look(dropped, now);
+                let is_full = watched.full[side.index()].look(dropped, shown, now);
                 if is_full && self.warnings.len() < NAMED_MAX {
                     let link = row.link(side);
                     self.warnings.push(format!(
@@ -86,14 +89,14 @@ impl Losses {
                 }
             }
         }
-        if self.sends.look(send_errors, now) && !refusals {
+        if self.sends.look(send_errors, shown, now) && !refusals {
             self.warnings.push(
                 "Linux refuses to send to the load balancer: look at ip route get to its \
                  address, at ip addr, and at the firewall's output rules"
                     .to_owned(),
             );
         }
-        if self.queues.look(socket_drops, now) {
+        if self.queues.look(socket_drops, shown, now) {
             self.warnings.push(
                 "Linux drops datagrams because a receive queue is full: give the workers more \
                  cores, or a longer queue with --rcvbuf"
@@ -118,12 +121,14 @@ mod tests {
     fn what_grows_is_told_and_what_has_grown_is_not() {
         let cells = [EndpointCell::default()].map(std::sync::Arc::new);
         let (mut losses, mut watched) = (Losses::default(), Watched::default());
+        let mut shown = Moment::ZERO;
         let mut look = |secs: u64, (sockets, queues): (u64, u64), healthy: bool| {
             let now = Moment::from_secs(100 + secs);
             let mut row = EndpointRow::new(EndpointId(9), Moment::ZERO, now, &cells);
             row.healthy = healthy;
             row.queue_drops[1] = queues;
-            losses.look([(&row, &mut watched)].into_iter(), sockets, false, now);
+            losses.look([(&row, &mut watched)].into_iter(), sockets, false, shown, now);
+            shown = now;
             losses.warnings().map(|text| text[..10].to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(look(0, (0, 0), true), [""; 0]);
@@ -136,5 +141,19 @@ mod tests {
         assert_eq!(look(50, (7, 0), true), ["Linux refu", "Linux drop"]);
         assert_eq!(look(60, (7, 1), true), ["Linux drop"]);
         assert_eq!(look(70, (7, 1), true), [""; 0]);
+    }
+
+    #[test]
+    fn who_looks_seldom_misses_nothing_that_others_have_seen() {
+        let mut losses = Losses::default();
+        let mut look = |secs: u64, socket_drops: u64, shown: u64| {
+            let [shown, now] = [shown, secs].map(|secs| Moment::from_secs(100 + secs));
+            losses.look(std::iter::empty(), socket_drops, false, shown, now);
+            losses.warnings().count()
+        };
+        assert_eq!(look(0, 0, 0), 0);
+        assert_eq!((look(2, 5, 2), look(4, 5, 4), look(6, 5, 6)), (1, 1, 0), "for the live page");
+        assert_eq!(look(10, 5, 0), 1, "for a health check, which saw the page at 0 s");
+        assert_eq!(look(20, 5, 10), 0);
     }
 }

@@ -43,6 +43,7 @@ mod words;
 
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::cell::RefMut;
 use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
@@ -62,6 +63,7 @@ use crate::log::LogEvent;
 use crate::log::Value;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
+use crate::stats::History;
 use crate::stats::WorkerCell;
 use crate::stats::report::Facts;
 use crate::steering::sources::SourceFilter;
@@ -192,6 +194,8 @@ struct Control {
     board: Arc<Board>,
     status: RefCell<Status>,
     recent_hooks: RefCell<RecentHooks>,
+    /// What the live page draws, if there is one.
+    history: Option<RefCell<History>>,
     registry: RefCell<Registry>,
     /// The end was asked for: no endpoint begins any more.
     stopping: Cell<bool>,
@@ -241,6 +245,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     let _children = signal(SignalKind::child())?;
     let board = Arc::new(Board::default());
     let settings = parts.settings;
+    let history = settings.metrics.is_some().then(RefCell::default);
     let limits = HookLimits {
         jobs: settings.hooks.jobs,
         open_files: parts.hook_open_files,
@@ -268,6 +273,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         started: clock::now(),
         board: Arc::clone(&board),
         recent_hooks: RefCell::default(),
+        history,
         stopping: Cell::new(false),
         failure: RefCell::new(None),
         changed: Notify::new(),
@@ -278,6 +284,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
         allowances_asked: Cell::new(Moment::ZERO),
         console_open: Cell::new(false),
     });
+    control.look();
     let refreshing = Rc::clone(&control);
     let refresh = Box::new(move || refreshing.refresh());
     health::serve(parts.ports, control.settings.health, board, refresh, &control.log)?;
@@ -363,6 +370,7 @@ impl Control {
         let now = clock::now();
         self.try_refused_sources();
         self.status.borrow_mut().judge(&self.workers, now);
+        self.look();
         self.status.borrow().tie_again(&self.workers);
         let news = self.status.borrow_mut().spread.look(&self.workers, now);
         if let Some(news) = news {
@@ -479,10 +487,28 @@ impl Control {
 
     /// Brings the pages up to date.
     fn refresh(&self) {
+        self.told_status().refresh(&self.workers, clock::now());
+    }
+
+    /// The state of the program, with what others know of it.
+    fn told_status(&self) -> RefMut<'_, Status> {
         let mut status = self.status.borrow_mut();
         status.set_refused(self.admission.has_refused());
         status.hooks = self.hooks.tally().row();
-        status.refresh(&self.workers, clock::now());
+        status
+    }
+
+    /// Takes a point for the live page, if there is one and it is time.
+    fn look(&self) {
+        let Some(history) = &self.history else { return };
+        let (mut history, now) = (history.borrow_mut(), clock::now());
+        if !history.is_due(now) {
+            return;
+        }
+        let page = self.told_status().look(&self.workers, now);
+        let hooks = self.recent_hooks.borrow().rows(now);
+        history.record(&page, now);
+        self.board.publish_picture(history.picture(&page, &hooks, now.since(self.started)));
     }
 
     /// Listens to the workers for ever.

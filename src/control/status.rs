@@ -73,6 +73,8 @@ pub(super) struct Status {
     tcp_idle: Duration,
     started: Moment,
     published: Moment,
+    /// When a page was last made that was published.
+    shown: Moment,
     verdict: Verdict,
     hook_failures: u64,
     /// Why no link at all can be made, while that is so.
@@ -122,7 +124,7 @@ struct EndpointState {
     cells: Vec<Arc<EndpointCell>>,
     lost: Option<String>,
     watched: Watched,
-    /// Flows removed until the last page.
+    /// Flows removed until the last page that was published.
     removed: FlowsSnapshot,
     /// Whether it has a name of its own in the metrics.
     is_named: bool,
@@ -145,6 +147,7 @@ impl Status {
             tcp_idle: settings.tcp_idle,
             started: now,
             published: Moment::ZERO,
+            shown: Moment::ZERO,
             verdict: Verdict::new(now),
             hook_failures: 0,
             no_device: None,
@@ -318,8 +321,18 @@ impl Status {
         }
         self.published = now;
         self.judge(workers, now);
-        let page = self.page(workers, now);
+        let page = self.page(workers, self.shown, now);
+        self.shown = now;
+        for (row, endpoint) in page.endpoints.iter().zip(self.endpoints.values_mut()) {
+            endpoint.removed = row.counters.flows_removed;
+        }
         self.board.publish(page);
+    }
+
+    /// A page for whoever draws what changes. What pages say of the time since the page before is
+    /// not about this one.
+    pub(super) fn look(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
+        self.page(workers, now, now)
     }
 
     /// Everything that is wrong.
@@ -417,7 +430,8 @@ impl Status {
         })
     }
 
-    fn page(&mut self, workers: &[WorkerLink], now: Moment) -> Page {
+    /// The page of this moment, which tells of losses since `shown`.
+    fn page(&mut self, workers: &[WorkerLink], shown: Moment, now: Moment) -> Page {
         let refused = self.refused_sources();
         let refused_drops: u64 = refused.iter().map(|refused| refused.socket_drops).sum();
         let refused = refused.into_iter().chain(std::iter::repeat(Refused::default()));
@@ -443,7 +457,7 @@ impl Status {
         let socket_drops = self.socket_drops;
         let watched = self.endpoints.values_mut().map(|endpoint| &mut endpoint.watched);
         let refusals = self.answers.is_any_refused();
-        self.losses.look(endpoints.iter().zip(watched), socket_drops, refusals, now);
+        self.losses.look(endpoints.iter().zip(watched), socket_drops, refusals, shown, now);
         Page {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,
@@ -490,7 +504,6 @@ impl EndpointState {
         row.last_seen_at = self.seen.at(row.counters.last_seen, now);
         let removed = row.counters.flows_removed;
         row.flows_timed_out = removed.less(&self.removed);
-        self.removed = removed;
         row.healthy = self.lost.is_none();
         row
     }
@@ -502,6 +515,7 @@ mod tests {
     use crate::settings::Host;
     use crate::types::Downgrade;
     use crate::types::DropReason;
+    use crate::types::FlowKind;
 
     const START: Moment = Moment::from_secs(100);
 
@@ -538,7 +552,7 @@ mod tests {
             status.add_endpoint(EndpointId(number), cells.to_vec(), START);
         }
         for _ in 0..2 {
-            let drops = status.page(&[], START).drops();
+            let drops = status.look(&[], START).drops();
             assert_eq!(drops.get(DropReason::TunDown), 7);
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
@@ -555,10 +569,10 @@ mod tests {
             status.add_endpoint(EndpointId(id), vec![Arc::new(cell)], START);
         };
         (1..=count).for_each(|id| add(&mut status, id));
-        assert_eq!(status.page(&[], START).others_gone, None);
+        assert_eq!(status.look(&[], START).others_gone, None);
         add(&mut status, 0);
         let named = |status: &mut Status| {
-            let page = status.page(&[], START);
+            let page = status.look(&[], START);
             let rows = page.endpoints.iter();
             let unnamed: Vec<_> = rows.filter(|row| !row.is_named).map(|row| row.id.0).collect();
             (unnamed, page.others_gone.unwrap().counters.to_gwi.packets)
@@ -576,10 +590,27 @@ mod tests {
     fn what_a_worker_does_without_is_a_warning() {
         let mut status = status(&[]);
         status.downgrades.add(WorkerId(3), Downgrade::UdpGso, crate::sys::Errno::EIO);
-        assert!(!status.page(&[], START).offload.udp_gso && status.offload.udp_gso);
+        assert!(!status.look(&[], START).offload.udp_gso && status.offload.udp_gso);
         status.judge(&[], START);
         assert_eq!(status.warnings(&[]).len(), 1);
         assert_eq!(status.reasons(&[], START), [""; 0]);
+    }
+
+    #[test]
+    fn a_look_leaves_what_the_next_page_tells_of_the_time_since_the_last() {
+        let mut status = status(&[]);
+        let cell = Arc::new(EndpointCell::default());
+        status.add_endpoint(EndpointId(1), vec![Arc::clone(&cell)], START);
+        let removed = |page: &Page| page.endpoints[0].flows_timed_out.sum(&FlowKind::ALL);
+        cell.flows_removed.count(FlowKind::V4Udp);
+        for _ in 0..2 {
+            assert_eq!(removed(&status.look(&[], START)), 1);
+        }
+        status.refresh(&[], START);
+        assert_eq!(removed(&status.board.page()), 1);
+        let later = START.after(PAGE_AGE_MAX);
+        status.refresh(&[], later);
+        assert_eq!(removed(&status.board.page()), 0);
     }
 
     #[test]

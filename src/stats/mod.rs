@@ -10,6 +10,7 @@
 mod cell;
 mod exposition;
 mod histogram;
+mod history;
 mod hooks;
 mod page;
 pub mod render_json;
@@ -29,6 +30,8 @@ pub use cell::WorkerCell;
 pub use exposition::Exposition;
 pub use histogram::Histogram;
 pub use histogram::HistogramSnapshot;
+pub use history::History;
+pub use history::Picture;
 pub use hooks::HookActionRow;
 pub use hooks::HookResult;
 pub use hooks::HooksRow;

@@ -7,6 +7,7 @@ pub mod remedies;
 mod status;
 mod tables;
 
+use std::fmt;
 use std::time::Duration;
 
 use super::Page;
@@ -88,6 +89,16 @@ pub enum HookState {
     Failed(String),
 }
 
+impl fmt::Display for HookState {
+    /// The state for people: how it failed, or else a word.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(how) => f.write_str(how),
+            Self::Running | Self::Succeeded | Self::Skipped => f.write_str(self.word()),
+        }
+    }
+}
+
 /// Everything that can be asked about.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
@@ -138,6 +149,17 @@ impl Condition {
             Self::Failed => 2,
         }
     }
+
+    /// That of a program with this page, and these of [`problems`].
+    pub const fn of(page: &Page, problems: &[String]) -> Self {
+        if !page.healthy {
+            Self::Failed
+        } else if problems.is_empty() {
+            Self::Ok
+        } else {
+            Self::Degraded
+        }
+    }
 }
 
 impl Report<'_> {
@@ -158,29 +180,11 @@ impl Report<'_> {
 
     /// How it is.
     pub fn condition(&self) -> Condition {
-        if !self.page.healthy {
-            Condition::Failed
-        } else if self.problems().is_empty() {
-            Condition::Ok
-        } else {
-            Condition::Degraded
-        }
+        Condition::of(self.page, &self.problems())
     }
 
-    /// What is wrong, or should be looked at, one sentence each without its full stop.
     fn problems(&self) -> Vec<String> {
-        let told = self.page.reasons.iter().chain(&self.page.warnings).cloned();
-        told.chain(self.failed_hooks()).collect()
-    }
-
-    /// Endpoints whose last hook failed, while they are there: packets may go nowhere.
-    fn failed_hooks(&self) -> impl Iterator<Item = String> {
-        self.page.endpoints.iter().filter_map(|endpoint| {
-            let last = self.hooks.iter().find(|hook| hook.endpoint == endpoint.id)?;
-            let HookState::Failed(how) = &last.state else { return None };
-            let HookRow { action, endpoint, .. } = last;
-            Some(format!("the {action} hook for vpce-{endpoint} {how}; the log has its output"))
-        })
+        problems(self.page, self.hooks)
     }
 
     fn workers_healthy(&self) -> usize {
@@ -200,6 +204,19 @@ impl Report<'_> {
     fn hooks_running(&self) -> usize {
         self.hooks.iter().filter(|hook| hook.state == HookState::Running).count()
     }
+}
+
+/// What is wrong, or should be looked at, one sentence each without its full stop. `hooks` has the
+/// latest run first.
+pub fn problems(page: &Page, hooks: &[HookRow]) -> Vec<String> {
+    // Packets of endpoints whose last hook failed may go nowhere, while they are there.
+    let failed_hooks = page.endpoints.iter().filter_map(|endpoint| {
+        let last = hooks.iter().find(|hook| hook.endpoint == endpoint.id)?;
+        let HookState::Failed(how) = &last.state else { return None };
+        let HookRow { action, endpoint, .. } = last;
+        Some(format!("the {action} hook for vpce-{endpoint} {how}; the log has its output"))
+    });
+    page.reasons.iter().chain(&page.warnings).cloned().chain(failed_hooks).collect()
 }
 
 /// Seconds to the millisecond.

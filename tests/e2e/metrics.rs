@@ -23,7 +23,7 @@ use crate::support::lab::endpoint_id;
 use crate::support::packets;
 use crate::support::packets::V4;
 
-const PORT: &str = "9608";
+pub(super) const PORT: &str = "9608";
 
 /// What Prometheus 2.42 sends.
 const PROMETHEUS_ACCEPTS: &str = "application/openmetrics-text;version=1.0.0,\
@@ -41,7 +41,7 @@ fn try_ask(lab: &Lab, address: &str, path: &str, accept: &str) -> io::Result<Ans
 }
 
 /// Asks the metrics port.
-fn ask(lab: &Lab, path: &str) -> Answer {
+pub(super) fn ask(lab: &Lab, path: &str) -> Answer {
     try_ask(lab, &format!("127.0.0.1:{PORT}"), path, "*/*").expect("an answer")
 }
 

@@ -40,6 +40,7 @@
 //! | [`tools`] | tools of every day behind super-packets, and who dislikes them |
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
+//! | [`ui`] | the live page |
 
 mod accounting;
 mod admission;
@@ -80,3 +81,4 @@ mod target_group;
 mod tools;
 mod transparency;
 mod truth;
+mod ui;

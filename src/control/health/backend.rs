@@ -118,6 +118,7 @@ fn answer(request: Request, health: Option<HealthSettings>, board: &Board) {
             };
             (200, exposition.media_type(), render_metrics::render(&page, host, exposition))
         }
+        (Some(Content::Picture), _) => (200, "application/json", board.picture().to_json()),
         // The gates ask for nothing else.
         (Some(Content::Health), None) | (None, _) => (404, "text/plain", String::new()),
     };

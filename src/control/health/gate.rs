@@ -44,6 +44,9 @@ use crate::log::Log;
 use crate::log::LogEvent;
 use crate::log::Value;
 
+/// One page with all that it needs in it.
+const LIVE_PAGE: &str = include_str!("live.html");
+
 /// Time for a head, from its first byte or from the connect.
 const HEAD_TIME: Duration = Duration::from_secs(2);
 
@@ -188,6 +191,7 @@ impl Gate {
     async fn answer(&self, head: &RequestHead) -> Reply {
         match self.site.route(head) {
             Route::Content(content) => self.pages.get(content).await,
+            Route::LivePage => Reply::html(LIVE_PAGE),
             // That this thread answers is all that was asked.
             Route::Live => Reply::text(200, "ok"),
             Route::Ready if self.pages.is_healthy() => Reply::text(200, "ok"),

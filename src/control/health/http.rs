@@ -107,6 +107,12 @@ impl Reply {
         Self { status, kind, body: format!("{line}\n").into_bytes() }
     }
 
+    /// A page for browsers.
+    pub fn html(page: &str) -> Self {
+        let kind = "text/html; charset=utf-8".to_owned();
+        Self { status: 200, kind, body: page.as_bytes().to_vec() }
+    }
+
     /// Takes apart what the backend sent; nothing if that is no whole answer.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];

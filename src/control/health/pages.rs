@@ -28,6 +28,7 @@ use crate::log::Log;
 use crate::log::LogEvent;
 use crate::settings::HealthSettings;
 use crate::stats::Page;
+use crate::stats::Picture;
 
 /// Requests that the web server sees at a time.
 const RELAYED_MAX: usize = 2;
@@ -45,9 +46,26 @@ pub(super) struct Pages {
     backend: RefCell<Option<Rc<Backend>>>,
     backend_started: Cell<Instant>,
     relays: Semaphore,
-    /// The last answers of the web server, and the page that each shows.
-    last: RefCell<HashMap<Content, (Arc<Page>, Reply)>>,
+    /// The last answers of the web server, and what each shows.
+    last: RefCell<HashMap<Content, (Shown, Reply)>>,
     log: Log,
+}
+
+/// What an answer was rendered from.
+#[derive(Clone)]
+enum Shown {
+    Page(Arc<Page>),
+    Picture(Arc<Picture>),
+}
+
+impl Shown {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Page(one), Self::Page(other)) => Arc::ptr_eq(one, other),
+            (Self::Picture(one), Self::Picture(other)) => Arc::ptr_eq(one, other),
+            (Self::Page(_), Self::Picture(_)) | (Self::Picture(_), Self::Page(_)) => false,
+        }
+    }
 }
 
 impl Pages {
@@ -78,31 +96,45 @@ impl Pages {
 
     /// A page, from the web server if it answers.
     pub(super) async fn get(&self, content: Content) -> Reply {
-        (self.refresh)();
-        let page = self.board.page();
+        let shown = self.newest(content);
         let relay = async {
             let _turn = self.relays.acquire().await.ok()?;
-            if let Some(reply) = self.last_answer(content, &page) {
+            if let Some(reply) = self.last_answer(content, &shown) {
                 return Some(reply);
             }
             let backend = self.backend.borrow().clone()?;
             let answer = time::timeout(RELAY_TIME, relay(&backend, content)).await;
             let reply = Reply::parse(&answer.ok()?.ok()?)?;
-            self.last.borrow_mut().insert(content, (Arc::clone(&page), reply.clone()));
+            self.last.borrow_mut().insert(content, (shown.clone(), reply.clone()));
             Some(reply)
         };
         if let Some(reply) = relay.await {
             return reply;
         }
         self.replace_backend();
-        Reply::bare(if content == Content::Health && page.healthy { 200 } else { 503 })
+        let is_well = match shown {
+            Shown::Page(page) => content == Content::Health && page.healthy,
+            Shown::Picture(_) => false,
+        };
+        Reply::bare(if is_well { 200 } else { 503 })
     }
 
-    /// The answer that shows `page`, if the web server gave one already.
-    fn last_answer(&self, content: Content, page: &Arc<Page>) -> Option<Reply> {
+    /// What the answer is to be rendered from. Control takes pictures at its own pace.
+    fn newest(&self, content: Content) -> Shown {
+        match content {
+            Content::Health | Content::Metrics(_) => {
+                (self.refresh)();
+                Shown::Page(self.board.page())
+            }
+            Content::Picture => Shown::Picture(self.board.picture()),
+        }
+    }
+
+    /// The answer that shows this, if the web server gave one already.
+    fn last_answer(&self, content: Content, newest: &Shown) -> Option<Reply> {
         let last = self.last.borrow();
         let (shown, reply) = last.get(&content)?;
-        Arc::ptr_eq(shown, page).then(|| reply.clone())
+        shown.is(newest).then(|| reply.clone())
     }
 
     /// Starts another web server in place of one that has ended, once a second at most. One that

@@ -22,6 +22,8 @@ pub(super) enum Site {
 pub(super) enum Route {
     /// A page of the web server.
     Content(Content),
+    /// The live page, which never changes: its script asks for [`Content::Picture`].
+    LivePage,
     /// Whether the control thread answers.
     Live,
     /// Whether the health page is 200.
@@ -37,11 +39,13 @@ pub(super) enum Content {
     Health,
     /// The metrics.
     Metrics(Exposition),
+    /// What the live page draws.
+    Picture,
 }
 
 impl Site {
     /// What there is, for who asks for something else.
-    pub(super) const MISSING: &str = "not found; there are /metrics, /livez and /readyz";
+    pub(super) const MISSING: &str = "not found; there are /metrics, /ui, /livez and /readyz";
 
     /// What a request gets.
     pub(super) fn route(self, head: &RequestHead) -> Route {
@@ -50,6 +54,8 @@ impl Site {
             (Self::Metrics, "/metrics") => {
                 Route::Content(Content::Metrics(Exposition::wanted_by(&head.accept)))
             }
+            (Self::Metrics, "/ui") => Route::LivePage,
+            (Self::Metrics, "/ui/data") => Route::Content(Content::Picture),
             (Self::Metrics, "/livez") => Route::Live,
             (Self::Metrics, "/readyz") => Route::Ready,
             (Self::Metrics, _) => Route::Missing,
@@ -68,10 +74,11 @@ impl fmt::Display for Site {
 }
 
 impl Content {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::Health,
         Self::Metrics(Exposition::PrometheusText),
         Self::Metrics(Exposition::OpenMetrics),
+        Self::Picture,
     ];
 
     /// By which path the web server knows it.
@@ -80,6 +87,7 @@ impl Content {
             Self::Health => "/",
             Self::Metrics(Exposition::PrometheusText) => "/metrics/text",
             Self::Metrics(Exposition::OpenMetrics) => "/metrics/open",
+            Self::Picture => "/picture",
         }
     }
 
@@ -104,6 +112,10 @@ mod tests {
             ("/metrics", Route::Content(text)),
             ("/livez", Route::Live),
             ("/readyz", Route::Ready),
+            ("/ui", Route::LivePage),
+            ("/ui/data", Route::Content(Content::Picture)),
+            ("/ui/", Route::Missing),
+            ("/picture", Route::Missing),
             ("/", Route::Missing),
             ("/metrics/", Route::Missing),
             ("/metrics/text", Route::Missing),

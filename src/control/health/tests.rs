@@ -1,5 +1,6 @@
 //! The gate and the web server behind it, against clients that mean no good.
 
+use super::routes::Content;
 use super::*;
 use crate::log::Format;
 use crate::log::Level;
@@ -309,5 +310,18 @@ fn requests_share_the_answer_while_its_page_is_the_newest() {
         fixture.board.publish(Page { healthy: false, ..Page::default() });
         let answer = fixture.exchange(b"GET / HTTP/1.0\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "a new page, a new answer: {answer}");
+    });
+}
+
+#[test]
+fn a_picture_is_rendered_once_until_there_is_another() {
+    with_gate(TEXT, |fixture| async move {
+        let first = fixture.pages.get(Content::Picture).await;
+        assert_eq!((first.status, first.kind.as_str()), (200, "application/json"));
+        fixture.pages.lose_backend();
+        fixture.board.publish(Page { healthy: true, ..Page::default() });
+        assert_eq!(fixture.pages.get(Content::Picture).await, first, "pages come more often");
+        fixture.board.publish_picture(Picture::default());
+        assert_eq!(fixture.pages.get(Content::Picture).await, http::Reply::bare(503));
     });
 }

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::HookState;
 use super::Report;
 use super::json;
 use super::remedies;
@@ -181,18 +180,12 @@ fn drops(report: &Report<'_>) -> Table {
 
 fn hooks(report: &Report<'_>) -> Table {
     let row = |hook: &super::HookRow| {
-        let how = match &hook.state {
-            HookState::Failed(how) => how.as_str(),
-            state @ (HookState::Running | HookState::Succeeded | HookState::Skipped) => {
-                state.word()
-            }
-        };
         vec![
             hook.action.as_str().into(),
             format!("vpce-{}", hook.endpoint).into(),
             Cell::seconds(hook.begun),
             Cell::seconds(hook.took),
-            Cell::shown(hook.state.word(), how),
+            Cell::shown(hook.state.word(), hook.state.to_string()),
         ]
     };
     Table {
