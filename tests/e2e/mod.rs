@@ -40,7 +40,7 @@
 //! | [`tools`] | tools of every day behind super-packets, and who dislikes them |
 //! | [`transparency`] | random traffic back unchanged, and counters that add up |
 //! | [`truth`] | 200 and 503 as they are |
-//! | [`ui`] | the live page |
+//! | [`ui`] | the live page, and what a phone's browser makes of it |
 
 mod accounting;
 mod admission;

@@ -1,10 +1,13 @@
-//! The live page: what it is made of, and what it is told.
+//! The live page: what it is made of, what it is told, and what a phone makes of it.
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::metrics::PORT;
 use super::metrics::ask;
 use crate::sim::gwlb::Config;
+use crate::support::browser::Browser;
+use crate::support::browser::SCREEN;
 use crate::support::clock::wait_until;
 use crate::support::engine::Engine;
 use crate::support::lab::Lab;
@@ -95,4 +98,45 @@ fn its_data_are_what_happens() {
     let newest = |list: &Value| list.as_array().and_then(|list| list.last()).cloned();
     assert_eq!(newest(&data["endpoints"]), Some(2.into()));
     assert_eq!(newest(&data["flows"]), Some(2.into()));
+}
+
+#[test]
+#[ignore = "needs chromium-headless-shell: .ci/run full"]
+fn a_phone_draws_it_and_says_when_nobody_answers() {
+    let lab = Lab::new(0, Config::default());
+    let args = ["--metrics-listen", PORT, "--workers", "2"];
+    let mut engine = Engine::passthrough(&lab, &args);
+    fill(&lab);
+    let mut browser = Browser::start(&lab);
+    browser.visit(&format!("http://127.0.0.1:{PORT}/ui"));
+    let is = |state: &'static str| {
+        move |browser: &mut Browser| {
+            browser.evaluate("document.title") == format!("{state} · gwlbtun")
+        }
+    };
+    // Lines with more than one point, by section.
+    let lines = "[...document.querySelectorAll('section')].map(section =>
+        [...section.querySelectorAll('path')]
+            .filter(path => /^M[0-9. ]+L[0-9. L]+$/.test(path.getAttribute('d'))).length)";
+    let drawn = serde_json::json!([2, 2, 1, 2, 1, 1, 2, 2]);
+    wait_until("it is drawn", || is("OK")(&mut browser) && browser.evaluate(lines) == drawn);
+    let text = browser.evaluate("document.body.innerText").to_string();
+    for number in 0..2 {
+        let id = format!("vpce-{:017x}", endpoint_id(number));
+        assert!(text.matches(&id).count() == 2, "{id} with its traffic and its hook in {text}");
+    }
+    for word in ["short", "CREATE", "succeeded", "from GWLB", env!("CARGO_PKG_VERSION")] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    assert!(!text.contains("NaN") && !text.contains("undefined"), "{text}");
+    // Where something is wider than the screen, the page is.
+    let width = browser.evaluate("Math.max(innerWidth, document.documentElement.scrollWidth)");
+    assert_eq!(width, SCREEN.0);
+    assert_eq!(browser.complaints(), [""; 0]);
+
+    engine.signal(Signal::SIGKILL);
+    engine.wait();
+    wait_until("it says that nobody answers", || is("SILENT")(&mut browser));
+    let _again = Engine::passthrough(&lab, &args);
+    wait_until("it goes on", || is("OK")(&mut browser));
 }

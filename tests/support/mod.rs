@@ -5,6 +5,7 @@
 //! sleeps for a fixed time: [`clock::wait_for`] polls until a deadline.
 
 pub(crate) mod books;
+pub(crate) mod browser;
 pub(crate) mod clock;
 pub(crate) mod craft;
 pub(crate) mod crowd;
