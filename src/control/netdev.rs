@@ -34,10 +34,7 @@ use crate::types::INNER_BYTES_MAX;
 use crate::types::LinkName;
 use crate::types::Offload;
 use crate::types::Side;
-
-/// Packets that wait in a TUN queue. What one turn of a worker writes to `gwi` comes back on `gwo`
-/// before anybody reads it; at the kernel's default of 500 a third of 2,000 was lost.
-pub const QUEUE_PACKETS: u32 = 4096;
+use crate::types::TUN_QUEUE_PACKETS;
 
 /// Requests that wait. Control asks for one thing per endpoint at a time.
 const REQUESTS: usize = 8192;
@@ -226,7 +223,7 @@ impl Netdev {
             let index = link::index_of(name)?;
             let setup = LinkSetup {
                 mtu_bytes: u32::try_from(INNER_BYTES_MAX).expect("8500 fits"),
-                queue_packets: QUEUE_PACKETS,
+                queue_packets: TUN_QUEUE_PACKETS,
                 group: self.group,
             };
             self.netlink.bring_up(index, setup)?;

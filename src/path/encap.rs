@@ -35,11 +35,15 @@ use crate::wire::gso::Segmenter;
 use crate::wire::inner;
 use crate::wire::inner::Inner;
 use crate::wire::inner::Part;
+use crate::wire::ipv6;
 use crate::wire::protocol;
 use crate::wire::too_big;
 use crate::wire::udp;
 use crate::wire::virtio_net;
 use crate::wire::virtio_net::Gso;
+
+/// Longest frame: a virtio header and the longest IPv6 packet that is no jumbogram.
+pub const FRAME_BYTES_MAX: usize = virtio_net::HEADER_BYTES + ipv6::HEADER_BYTES + 65_535;
 
 /// Most segments of a frame. 65,535 bytes make more if a segment carries less than 47 bytes, which
 /// a TCP does for a peer that asks for the smallest segments there are; such frames are dropped.

@@ -33,6 +33,7 @@ use coalesce::Coalescer;
 pub use decap::Arrived;
 pub use decap::Decap;
 pub use decap::first_of_train;
+pub use encap::FRAME_BYTES_MAX;
 pub use encap::Frame;
 pub use encap::UDP_HEADER_BYTES;
 pub use encap::UdpPayload;

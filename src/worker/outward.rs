@@ -21,6 +21,7 @@ use crate::types::Downgrade;
 use crate::types::DropReason;
 use crate::types::EndpointSlot;
 use crate::types::Side;
+use crate::types::TUN_QUEUE_PACKETS;
 use crate::uring::Completion;
 use crate::uring::Ended;
 use crate::uring::Operation;
@@ -29,12 +30,6 @@ use crate::uring::Token;
 use crate::uring::Verdict;
 use crate::uring::queue_of;
 use crate::uring::verdict;
-
-/// A virtio header and the longest IPv6 packet without jumbo payload.
-const FRAME_BYTES_MAX: usize = 10 + 40 + 65_535;
-
-/// Frames that a queue holds: control gives its link so many.
-const QUEUE_FRAMES_MAX: usize = 4096;
 
 /// Frames read from one queue in a row, where there is no multishot read.
 const READS_IN_A_ROW: usize = 64;
@@ -231,10 +226,10 @@ impl Worker {
     /// worker stood still: frames came before their endpoint was idle, and the order to let go of
     /// it is read with them.
     pub(super) fn abandon_unread(&mut self, pair: &Pair) {
-        let mut frame = vec![0; FRAME_BYTES_MAX];
+        let mut frame = vec![0; path::FRAME_BYTES_MAX];
         for (side, queue) in pair.fds() {
             // Whoever still sends there does so for ever.
-            for _ in 0..QUEUE_FRAMES_MAX {
+            for _ in 0..TUN_QUEUE_PACKETS {
                 match nix::unistd::read(queue, &mut frame) {
                     Ok(bytes) if bytes > 0 => {
                         self.path.abandon(pair.endpoint.slot, side, &mut frame[..bytes]);

@@ -45,9 +45,8 @@ use crate::support::vitals::slope;
 const MINUTES_VARIABLE: &str = "GWLBTUN_SOAK_MINUTES";
 const MINUTES: u64 = 1;
 
-/// Memory is judged from this share of the time on, where that leaves so much time: in the first
-/// quarter of an hour the allocator settles, by 2.5 MiB, and ever more slowly.
-const WARM_UP: f64 = 0.5;
+/// Memory is judged from this share of the time on, where that leaves so much time.
+const WARM_UP: f64 = 0.2;
 const JUDGED_HOURS_MIN: f64 = 0.1;
 const GROWTH_MIB_PER_HOUR_MAX: f64 = 1.0;
 
