@@ -27,6 +27,7 @@ mod run;
 mod sight;
 mod target;
 mod tun;
+mod watch;
 mod workload;
 mod xdp;
 
@@ -92,6 +93,10 @@ struct Args {
     /// given several times.
     #[arg(long = "variant-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     variant_with: Vec<String>,
+    /// One more engine, `variant`: ours with --metrics-listen, which is scraped and asked for its
+    /// status every 5 s, and for the live page's data every 2 s.
+    #[arg(long)]
+    watch: bool,
     /// Outer UDP checksum 0.
     #[arg(long)]
     no_checksum: bool,
@@ -196,7 +201,11 @@ fn bench(args: &Args) -> Result<(), Failure> {
         return idle(endpoints);
     }
     let mut engines = args.engines.clone();
-    if !args.variant_with.is_empty() && !engines.contains(&Engine::Variant) {
+    let mut variant_args = args.variant_with.clone();
+    if args.watch {
+        variant_args.push(watch::ARGUMENT.to_owned());
+    }
+    if !variant_args.is_empty() && !engines.contains(&Engine::Variant) {
         engines.push(Engine::Variant);
     }
     match (&args.peer, engines.contains(&Engine::Peer)) {
@@ -207,7 +216,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     let programs = Programs {
         peer: args.peer.clone(),
         ours_args: args.ours_with.clone(),
-        variant_args: args.variant_with.clone(),
+        variant_args,
         rules: args.rules,
     };
     if let Some(flows) = args.memory {
@@ -220,6 +229,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         pps: args.pps,
         repeats: args.repeats,
         gro: !args.no_gro,
+        watch: args.watch,
     };
     if let Some(file) = &args.plot {
         return plot::draw(&conditions, &engines, args.runs, !args.no_checksum, file);

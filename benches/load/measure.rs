@@ -354,6 +354,26 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// Bounds between which the median of all such values lies with a confidence of 95 % or more,
+/// whatever their distribution: the k-th least and the k-th greatest, where less than 2.5 % of all
+/// series of coin tosses show fewer than k heads. None where there are too few values, below 6.
+pub(crate) fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
+    let tosses = f64::from(u16::try_from(values.len()).ok()?);
+    let mut rank = 0_u16;
+    let mut share = 0.5_f64.powf(tosses);
+    let mut below = share;
+    while below < 0.025 {
+        let heads = f64::from(rank);
+        share *= (tosses - heads) / (heads + 1.0);
+        below += share;
+        rank += 1;
+    }
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let first = usize::from(rank).checked_sub(1)?;
+    Some((values[first], values[values.len() - 1 - first]))
+}
+
 /// The clock of the bench.
 #[expect(clippy::disallowed_methods, reason = "a bench measures time; the rule is for src")]
 pub(crate) fn now() -> Instant {

@@ -10,6 +10,7 @@ use crate::measure::Merged;
 use crate::measure::Outcome;
 use crate::measure::Verdict;
 use crate::measure::median;
+use crate::measure::median_interval;
 use crate::run::Conditions;
 use crate::target::Engine;
 use crate::workload::Shape;
@@ -92,7 +93,7 @@ impl Report<'_> {
                 writeln!(
                     out,
                     "{}, {what}, {} / {}: median {:.3} of the runs' ratios ({:.3} to {:.3}; \
-                     {} of {} below 1)",
+                     {} of {} below 1{})",
                     self.workload.name(),
                     engine.name(),
                     of.name(),
@@ -101,6 +102,9 @@ impl Report<'_> {
                     runs.iter().copied().fold(0.0, f64::max),
                     runs.iter().filter(|ratio| **ratio < 1.0).count(),
                     runs.len(),
+                    median_interval(runs).map_or_else(String::new, |(least, greatest)| format!(
+                        "; 95 % of the median {least:.3} to {greatest:.3}"
+                    )),
                 )?;
             }
         }
@@ -182,6 +186,7 @@ impl Report<'_> {
             "endpoints": self.shape.endpoints,
             "ours_args": self.conditions.programs.ours_args,
             "variant_args": self.conditions.programs.variant_args,
+            "watched": self.conditions.watch,
             "runs": runs,
             "ratios_to_first": table(rates),
             "cpu_ratios_to_ours": table(costs),

@@ -26,6 +26,7 @@ use crate::target::Engine;
 use crate::target::InnerPackets;
 use crate::target::Programs;
 use crate::target::Target;
+use crate::watch::Watcher;
 use crate::workload::Claim;
 use crate::workload::Shape;
 
@@ -63,6 +64,8 @@ pub(crate) struct Conditions<'a> {
     pub(crate) repeats: u16,
     /// Whether the target's veth merges what arrives.
     pub(crate) gro: bool,
+    /// Whether the variant is looked at all the time.
+    pub(crate) watch: bool,
 }
 
 /// A target that has returned its first packet, and the load on it.
@@ -101,10 +104,12 @@ impl Conditions<'_> {
     ) -> Result<Outcome, Failure> {
         let Running { lab, target, blast } = self.start(engine, shape)?;
         blast.set_pps(self.pps);
+        let watcher = (self.watch && engine == Engine::Variant).then(|| Watcher::start(&lab));
         pause(SETTLE + SETTLE_PER_FLOW * u32::from(shape.flows));
         let first = Sample::take(&lab, target.pid(), || blast.sent())?;
         pause(Duration::from_secs(u64::from(self.seconds)));
         let last = Sample::take(&lab, target.pid(), || blast.sent())?;
+        watcher.map_or(Ok(()), |watcher| watcher.stop(self.seconds))?;
         let rss_kib = measure::rss_kib(target.pid())?;
         blast.set_pps(sight::PPS);
         sight::verify(&lab, shape)?;

@@ -5,7 +5,6 @@ use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Child;
@@ -28,9 +27,6 @@ use crate::tun;
 
 /// Port of the engine's health page.
 const HEALTH_PORT: u16 = 8080;
-
-/// What the engine's health page is asked with.
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n";
 
 /// How long a target may take to answer for the first time.
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -267,19 +263,29 @@ pub(crate) fn flows(lab: &Arc<Lab>, engine: Engine) -> Result<u64, Failure> {
 
 /// The target's health answer, head and body.
 fn health(lab: &Arc<Lab>, engine: Engine) -> Result<String, Failure> {
-    // The peer answers whoever connects, and resets the connection if it was asked something.
-    let request = if engine == Engine::Peer { b"" } else { REQUEST };
+    match engine {
+        // It answers whoever connects, and resets the connection if it was asked something.
+        Engine::Peer => ask(lab, HEALTH_PORT, String::new()),
+        _ => get(lab, HEALTH_PORT, "/"),
+    }
+}
+
+/// What the target answers to a GET, head and body.
+pub(crate) fn get(lab: &Arc<Lab>, port: u16, path: &str) -> Result<String, Failure> {
+    ask(lab, port, format!("GET {path} HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\r\n"))
+}
+
+fn ask(lab: &Arc<Lab>, port: u16, request: String) -> Result<String, Failure> {
     let lab = Arc::clone(lab);
     thread::spawn(move || {
         lab.enter(Host::Target)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT));
-        let mut stream = TcpStream::connect(address)?;
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_read_timeout(Some(START_LIMIT))?;
-        stream.write_all(request)?;
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     })
     .join()
-    .map_err(|_| "the health client panicked")?
+    .map_err(|_| "the HTTP client panicked")?
 }
