@@ -15,8 +15,11 @@ ports = {port["name"]: (port["containerPort"], port["protocol"]) for port in con
 volumes = {volume["name"]: volume for volume in pod["volumes"]}
 mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
 labels = manifest["spec"]["template"]["metadata"]["labels"]
-port = container["args"][container["args"].index("-p") + 1]
-probes = container["readinessProbe"]["httpGet"], container["livenessProbe"]["tcpSocket"]
+health, metrics = (
+    container["args"][container["args"].index(flag) + 1] for flag in ("-p", "--metrics-listen")
+)
+probes = container["readinessProbe"]["httpGet"], container["livenessProbe"]["httpGet"]
+(address,) = container["env"]
 tun = volumes[mounts["/dev/net/tun"]]["hostPath"]
 facts = {
     "is a DaemonSet": manifest["kind"] == "DaemonSet" and manifest["apiVersion"] == "apps/v1",
@@ -32,9 +35,11 @@ facts = {
     == {"type": "Localhost", "localhostProfile": "gwlbtun.json"},
     "has no token": pod["automountServiceAccountToken"] is False,
     "takes GENEVE": ports["geneve"] == (6081, "UDP"),
-    "answers where it is asked": ports["health"] == (int(port), "TCP"),
+    "answers where it is asked": ports["health"] == (int(health), "TCP"),
+    "is measured at the node's address": metrics == f"$({address['name']}):{ports['metrics'][0]}"
+    and address["valueFrom"]["fieldRef"]["fieldPath"] == "status.hostIP",
     "is ready when healthy, alive when it answers": probes
-    == ({"path": "/", "port": "health"}, {"port": "health"}),
+    == ({"path": "/", "port": "health"}, {"path": "/livez", "port": "metrics"}),
     "has the device": tun == {"path": "/dev/net/tun", "type": "CharDevice"},
     "waits for hooks as the unit does": pod["terminationGracePeriodSeconds"] == 120,
 }

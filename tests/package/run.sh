@@ -52,10 +52,10 @@ stage() {
     # It builds from the repository.
     rm "$out/scripts/demo.sh"
     target/release/examples/gwlbtun-docs "$share"
-    gzip -9n "$share/man/man8/gwlbtun.8"
+    gzip -9n "$share"/man/man8/*.8
     # Where Fedora and Amazon Linux look.
     install -D -m 644 -t "$share/zsh/site-functions" "$share/zsh/vendor-completions/_gwlbtun"
-    cp tuning/*.conf example-scripts/*.template "$share/gwlbtun"
+    cp tuning/*.conf tuning/{alerts.yml,dashboard.json} example-scripts/*.template "$share/gwlbtun"
     rm "$share/gwlbtun/90-gwlbtun.conf"
     cp README.md LICENSE LICENSE-APACHE LICENSE-MIT "$share/doc/gwlbtun"
     cp tuning/README.md "$share/doc/gwlbtun/TUNING.md"
