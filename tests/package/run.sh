@@ -74,7 +74,8 @@ stage() {
     gzip -9n "$share"/man/man8/*.8
     # Where Fedora and Amazon Linux look.
     install -D -m 644 -t "$share/zsh/site-functions" "$share/zsh/vendor-completions/_gwlbtun"
-    cp tuning/*.conf tuning/{alerts.yml,dashboard.json} example-scripts/*.template "$share/gwlbtun"
+    cp tuning/*.conf tuning/alerts.yml tuning/dashboard.json example-scripts/*.template \
+        "$share/gwlbtun"
     rm "$share/gwlbtun/90-gwlbtun.conf"
     cp README.md LICENSE LICENSE-APACHE LICENSE-MIT "$share/doc/gwlbtun"
     cp tuning/README.md "$share/doc/gwlbtun/TUNING.md"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # .ci/run service
 #
-# Boots the clean root of .ci/run package, with the .deb installed, as a machine with systemd: Debian
-# on the kernel of .ci/run k61, emulated. tests/package/service-guest.sh says what is proved there.
-# Exits 0 only if all of it was. Run both others first; needs root.
+# Boots the clean root of .ci/run package, with the .deb installed, as a machine with systemd:
+# Debian on the kernel of .ci/run k61, emulated. tests/package/service-guest.sh says what is proved
+# there. Exits 0 only if all of it was. Run both others first; needs root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
