@@ -62,7 +62,7 @@ done
 stage() {
     local file share=$out/share
     rm -rf "$out"/{share,units,scripts} "$packages"/*.{deb,rpm}
-    mkdir -p "$packages" "$out/program" "$out/units" "$out/scripts" "$share"/doc/gwlbtun "$share"/gwlbtun
+    mkdir -p "$packages" "$out"/{program,units,scripts} "$share"/{doc/gwlbtun,gwlbtun}
     for file in tuning/*.service; do
         # What a package installs is not local.
         sed 's,/usr/local/lib/gwlbtun,/usr/lib/gwlbtun,g' "$file" >"$out/units/${file##*/}"
