@@ -65,6 +65,11 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
     }
 }
 
+/// Lets time pass, where the program promises something for then and cannot be asked.
+pub(crate) fn pass(span: Duration) {
+    std::thread::sleep(span);
+}
+
 /// Polls `condition` until it is true.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));

@@ -13,11 +13,13 @@ use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+use super::clock;
 use super::clock::PATIENCE;
 use super::clock::wait_for;
 use super::lab::Lab;
@@ -32,6 +34,9 @@ pub(crate) const PASSTHROUGH: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/example-scripts/create-passthrough.sh");
 
 const HEALTH_PORT: u16 = 8080;
+
+/// How old a page of the health port may be.
+const PAGE_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// How much of the program's log a failed test shows, in bytes.
 const LOG_SHOWN_BYTES: usize = 4000;
@@ -181,8 +186,9 @@ impl Engine {
         Answer::read(&mut stream)
     }
 
-    /// The health page as JSON; the engine must run with `-j`.
+    /// The health page as JSON, made after this was called; the engine must run with `-j`.
     pub(crate) fn status(&self) -> serde_json::Value {
+        clock::pass(PAGE_AGE_MAX);
         let body = self.health("/").body;
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error} in {body:?}"))
     }
