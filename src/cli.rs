@@ -42,7 +42,8 @@ Hooks are run through /bin/sh with four arguments:
 gwi-<X>.
 
 gwlbtun status says whether the gwlbtun that runs is well, gwlbtun show lists
-what it does, gwlbtun doctor looks at the host before; --help behind each.";
+what it does, gwlbtun doctor looks at the host before; --help behind each.
+gwlbtun --version tells its version.";
 
 /// The flags, as typed.
 #[derive(Clone, Debug, Parser)]

@@ -1,9 +1,11 @@
 //! The sub-commands: what the program does instead of running, when its first word says so.
 //!
 //! Everything else is the command line of the program that we replace, which passes over words that
-//! mean nothing to it; so only the very first word is looked at. An answer goes to standard output
-//! and help too, with status 0, as with other tools of today.
+//! mean nothing to it; so only the very first word is looked at, and that one has to be known: who
+//! mistypes "status" wants no program to start. An answer goes to standard output and help too, with
+//! status 0, as with other tools of today.
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
 
 use clap::CommandFactory;
@@ -35,7 +37,7 @@ pub enum Verb {
 /// Why there is nothing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The help was asked for.
+    /// The help was asked for, or the version.
     Help(String),
     /// It cannot be understood; one line.
     Usage(String),
@@ -97,8 +99,14 @@ const NAMES: [&str; 3] = ["status", "show", "doctor"];
 /// # Errors
 /// See [`Refused`].
 pub fn parse_verb(words: &[OsString]) -> Result<Option<Verb>, Refused> {
-    let first = words.get(1).and_then(|word| word.to_str());
-    let Some(name) = first.filter(|first| NAMES.contains(first)) else { return Ok(None) };
+    let Some(first) = words.get(1) else { return Ok(None) };
+    if first == "--version" {
+        return Err(Refused::Help(concat!("gwlbtun ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
+    }
+    let Some(name) = NAMES.into_iter().find(|name| first == name) else {
+        let is_option = first.as_encoded_bytes().first().is_none_or(|byte| *byte == b'-');
+        return if is_option { Ok(None) } else { Err(unknown(first)) };
+    };
     let line = Line::try_parse_from(words).map_err(|error| refused(name, &error))?;
     let about = match line.command {
         Command::Status { json } => Request { about: About::Status, json },
@@ -123,6 +131,14 @@ fn help_of(name: &str) -> String {
     line.build();
     let command = line.find_subcommand_mut(name);
     command.map_or_else(String::new, |command| command.render_long_help().to_string())
+}
+
+fn unknown(first: &OsStr) -> Refused {
+    let first = first.to_string_lossy();
+    Refused::Usage(format!(
+        "gwlbtun: {first:?} is no command: write status, show or doctor; gwlbtun --help lists the \
+         options of the program itself\n"
+    ))
 }
 
 fn refused(name: &str, error: &clap::Error) -> Refused {
@@ -159,9 +175,25 @@ mod tests {
     /// The program that we replace passes over stray words, and so does this one.
     #[test]
     fn only_the_first_word_makes_a_sub_command() {
-        for line in ["", "-p 80 status", "--json show", "stat", "-- status", "statuses", "help"] {
+        for line in ["", "-p 80 status", "--json show", "-", "-- status", "-p8080 stray"] {
             assert!(matches!(parse_line(line), Ok(None)), "{line}");
         }
+    }
+
+    #[test]
+    fn a_mistyped_command_starts_nothing() {
+        for line in ["statu", "stat --json", "help", "statuses", "8080"] {
+            let parsed = parse_line(line);
+            let is_refused =
+                matches!(&parsed, Err(Refused::Usage(text)) if text.lines().count() == 1);
+            assert!(is_refused, "{line}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_told() {
+        let told = parse_line("--version").unwrap_err();
+        assert_eq!(told, Refused::Help(format!("gwlbtun {}\n", env!("CARGO_PKG_VERSION"))));
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn run(args: &[&str]) -> Output {
 /// Flags that need no start: help and refusals, on stderr with status 1 as the reference has it.
 #[test]
 fn the_help_word_for_word_on_stderr_with_status_1() {
-    for spelling in [&["--help"][..], &["-h"], &["-?"], &["-jh"], &["stray", "-p80", "--help"]] {
+    for spelling in [&["--help"][..], &["-h"], &["-?"], &["-jh"], &["-p80", "stray", "--help"]] {
         let output = run(spelling);
         assert_eq!(output.status.code(), Some(1), "{spelling:?}");
         assert!(output.stdout.is_empty(), "{spelling:?}");
