@@ -435,8 +435,9 @@ impl Control {
         let Settings { stranger_idle, endpoint_rate, .. } = *self.settings;
         let strangers = self.status.borrow().idle_strangers(stranger_idle, now);
         let mut registry = self.registry.borrow_mut();
+        let wanted = strangers::per_second(endpoint_rate, registry.still_going());
         let asked = strangers.into_iter().filter(|&id| registry.ask_to_go(id));
-        let count = asked.take(strangers::per_second(endpoint_rate)).count();
+        let count = asked.take(wanted).count();
         if count > 0 {
             let text = format_args!(
                 "There is no room for another endpoint: {count} go that are idle and never had a \

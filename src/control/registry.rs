@@ -144,6 +144,11 @@ impl Registry {
         is_news && entry.notices.try_send(Notice::MakeRoom).is_ok()
     }
 
+    /// How many were asked to go and are still there, without having said that they stay.
+    pub(super) fn still_going(&self) -> usize {
+        self.entries.values().filter(|entry| entry.is_to_go).count()
+    }
+
     /// The endpoint that was asked to go stays.
     pub(super) fn stays(&mut self, id: EndpointId) {
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -205,13 +210,29 @@ mod tests {
         let (_, mut notices) = registry.begin(id, HashSet::new());
         assert!(!registry.ask_to_go(id), "its hook runs");
         registry.set_phase(id, Phase::Serving);
+        assert_eq!(registry.still_going(), 0);
         assert!(registry.ask_to_go(id) && !registry.ask_to_go(id));
         assert!(matches!(notices.try_recv(), Ok(Notice::MakeRoom)));
         assert!(notices.try_recv().is_err(), "told once");
+        assert_eq!(registry.still_going(), 1);
         registry.stays(id);
+        assert_eq!(registry.still_going(), 0);
         assert!(registry.ask_to_go(id));
         registry.set_phase(id, Phase::Leaving);
         registry.stays(id);
         assert!(!registry.ask_to_go(id) && !registry.ask_to_go(EndpointId(8)));
+    }
+
+    #[test]
+    fn who_was_asked_is_going_until_it_has_gone() {
+        let id = EndpointId(7);
+        let mut registry = Registry::new(1, 1);
+        let (endpoint, _notices) = registry.begin(id, HashSet::new());
+        registry.set_phase(id, Phase::Serving);
+        assert!(registry.ask_to_go(id));
+        registry.set_phase(id, Phase::Leaving);
+        assert_eq!(registry.still_going(), 1, "its hook runs");
+        registry.end(id, endpoint);
+        assert_eq!(registry.still_going(), 0);
     }
 }

@@ -20,10 +20,11 @@ pub(super) fn idle_since(cells: &[Arc<EndpointCell>], since: Moment) -> Option<M
     (!is_known).then(|| last.unwrap_or(Moment::ZERO).max(since))
 }
 
-/// How many go in a second: half as many as may come, so that both together fill no log, and hooks
-/// have time for others.
-pub(super) fn per_second(endpoint_rate: u16) -> usize {
-    usize::from(endpoint_rate / 2).max(1)
+/// How many may be asked now, once a second: half as many as may come, so that both together fill
+/// no log, and hooks have time for others. Who was asked before and has not gone yet, because hooks
+/// are slow, counts: more than are wanted would go.
+pub(super) fn per_second(endpoint_rate: u16, still_going: usize) -> usize {
+    usize::from(endpoint_rate / 2).max(1).saturating_sub(still_going)
 }
 
 /// Whether it is a stranger and has been idle for `idle`.
@@ -56,6 +57,11 @@ mod tests {
 
     #[test]
     fn some_go_every_second() {
-        assert_eq!([1, 2, 3, 10, 1000].map(per_second), [1, 1, 1, 5, 500]);
+        assert_eq!([1, 2, 3, 10, 1000].map(|rate| per_second(rate, 0)), [1, 1, 1, 5, 500]);
+    }
+
+    #[test]
+    fn those_that_have_not_gone_yet_count() {
+        assert_eq!([0, 3, 5, 6].map(|going| per_second(10, going)), [5, 2, 0, 0]);
     }
 }
