@@ -90,6 +90,8 @@ pub(super) struct Status {
     endpoints: BTreeMap<EndpointId, EndpointState>,
     /// What endpoints did that have gone.
     gone: EndpointSnapshot,
+    /// What Linux dropped at their queues.
+    queue_drops_gone: u64,
     /// What those of them did that had no name in the metrics, if there ever was one.
     others_gone: Option<Others>,
     /// When the program was started, since 1970.
@@ -130,7 +132,7 @@ struct EndpointState {
     is_named: bool,
     /// When its last packet passed.
     seen: LastTime,
-    /// What its queues had dropped by the last page.
+    /// What its queues have dropped, as far as is known.
     queue_drops: [u64; 2],
 }
 
@@ -157,6 +159,7 @@ impl Status {
             failed: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             gone: EndpointSnapshot::default(),
+            queue_drops_gone: 0,
             others_gone: None,
             started_at: civil::now(),
             socket_drops: 0,
@@ -205,6 +208,7 @@ impl Status {
         else {
             return;
         };
+        self.queue_drops_gone += queue_drops.iter().sum::<u64>();
         let mut counters = EndpointSnapshot::sum(cells.iter().map(AsRef::as_ref));
         // They have gone with it.
         counters.flows = FlowsSnapshot::default();
@@ -478,6 +482,7 @@ impl Status {
             workers: rows.collect(),
             endpoints,
             gone: self.gone,
+            queue_drops_gone: self.queue_drops_gone,
             others_gone: self.others_gone,
             started: self.started_at,
             checks: self.checks(workers, now),
@@ -497,9 +502,13 @@ impl EndpointState {
         queue_drops: &HashMap<String, u64>,
     ) -> EndpointRow {
         let mut row = EndpointRow::new(id, self.since, now, &self.cells);
-        let of = |side| queue_drops.get(row.link(side).as_str()).copied();
-        row.queue_drops = Side::BOTH.map(|side| of(side).unwrap_or(0));
-        self.queue_drops = row.queue_drops;
+        // A link that was renamed is not found, and none is where files have run out; and what
+        // counts never shrinks.
+        for (side, known) in Side::BOTH.into_iter().zip(&mut self.queue_drops) {
+            let found = queue_drops.get(row.link(side).as_str()).copied();
+            *known = found.unwrap_or(0).max(*known);
+        }
+        row.queue_drops = self.queue_drops;
         row.is_named = self.is_named;
         row.last_seen_at = self.seen.at(row.counters.last_seen, now);
         let removed = row.counters.flows_removed;
@@ -556,6 +565,24 @@ mod tests {
             assert_eq!(drops.get(DropReason::TunDown), 7);
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
+        }
+    }
+
+    #[test]
+    fn drops_at_queues_never_shrink_and_stay_in_the_sum() {
+        let mut status = status(&[]);
+        status.add_endpoint(EndpointId(1), vec![Arc::default()], START);
+        let endpoint = status.endpoints.get_mut(&EndpointId(1)).unwrap();
+        let mut look = |found: &[(&str, u64)]| {
+            let found = found.iter().map(|&(name, count)| (name.to_owned(), count)).collect();
+            endpoint.row(EndpointId(1), START, &found).queue_drops
+        };
+        assert_eq!(look(&[("gwi-1", 3), ("gwo-1", 4), ("lo", 9)]), [3, 4]);
+        assert_eq!(look(&[]), [3, 4], "no file is left to read them by");
+        assert_eq!(look(&[("gwi-1", 5)]), [5, 4], "one was renamed");
+        for _ in 0..2 {
+            assert_eq!(status.look(&[], START).queue_drops(), 9);
+            status.remove_endpoint(EndpointId(1));
         }
     }
 

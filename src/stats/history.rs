@@ -67,7 +67,7 @@ impl Totals {
             returned: all.to_gwlb,
             drops: page.drops(),
             socket_drops: page.socket_drops,
-            queue_drops: page.endpoints.iter().flat_map(|endpoint| endpoint.queue_drops).sum(),
+            queue_drops: page.queue_drops(),
             hook_failures: page.hook_failures,
         }
     }

@@ -50,6 +50,8 @@ pub struct Page {
     pub endpoints: Vec<EndpointRow>,
     /// What endpoints did that have gone.
     pub gone: EndpointSnapshot,
+    /// What Linux dropped at their queues.
+    pub queue_drops_gone: u64,
     /// What endpoints without a name in the metrics did that have gone, if there ever was one.
     pub others_gone: Option<Others>,
     /// When the program was started, since 1970.
@@ -255,6 +257,12 @@ impl Page {
             decap += worker.counters.drops;
         }
         [decap, endpoints.encap_drops]
+    }
+
+    /// Packets that Linux dropped at the queues of interfaces since start.
+    pub fn queue_drops(&self) -> u64 {
+        let of_endpoints = self.endpoints.iter().flat_map(|endpoint| endpoint.queue_drops);
+        self.queue_drops_gone + of_endpoints.sum::<u64>()
     }
 
     /// What all endpoints did since start, those included that have gone.

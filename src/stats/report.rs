@@ -196,11 +196,6 @@ impl Report<'_> {
         flows.map(|flows| flows.sum(&crate::types::FlowKind::ALL)).sum()
     }
 
-    /// What Linux dropped at the queues of the interfaces.
-    fn queue_drops(&self) -> u64 {
-        self.page.endpoints.iter().flat_map(|endpoint| endpoint.queue_drops).sum()
-    }
-
     fn hooks_running(&self) -> usize {
         self.hooks.iter().filter(|hook| hook.state == HookState::Running).count()
     }

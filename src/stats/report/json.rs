@@ -43,7 +43,7 @@ pub(super) fn status(report: &Report<'_>) -> String {
         "open_files": { "count": report.open_files, "max": report.open_files_max },
         "drops": drops,
         "socket_drops": { "packets": page.socket_drops, "remedy": remedies::SOCKETS },
-        "queue_drops": { "packets": report.queue_drops(), "remedy": remedies::QUEUES },
+        "queue_drops": { "packets": report.page.queue_drops(), "remedy": remedies::QUEUES },
         "hooks": {
             "runs": report.hook_runs,
             "failures": page.hook_failures,

@@ -106,7 +106,7 @@ fn drops(report: &Report<'_>) -> Vec<String> {
         drops.occurred().map(|(reason, count)| (count, reason.name(), remedy(reason))).collect();
     let by_linux = [
         (report.page.socket_drops, "at the receive sockets", remedies::SOCKETS),
-        (report.queue_drops(), "at the queues of gwi and gwo", remedies::QUEUES),
+        (report.page.queue_drops(), "at the queues of gwi and gwo", remedies::QUEUES),
     ];
     rows.extend(by_linux.into_iter().filter(|(count, ..)| *count > 0));
     rows.sort_by_key(|&(count, ..)| std::cmp::Reverse(count));

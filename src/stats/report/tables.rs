@@ -165,7 +165,7 @@ fn drops(report: &Report<'_>) -> Table {
         drops.occurred().map(|(reason, count)| (reason.name(), count, remedy(reason))).collect();
     let by_linux = [
         ("receive sockets", report.page.socket_drops, remedies::SOCKETS),
-        ("queues of gwi and gwo", report.queue_drops(), remedies::QUEUES),
+        ("queues of gwi and gwo", report.page.queue_drops(), remedies::QUEUES),
     ];
     rows.extend(by_linux.into_iter().filter(|(_, count, _)| *count > 0));
     rows.sort_by_key(|&(_, count, _)| std::cmp::Reverse(count));
