@@ -327,7 +327,8 @@ impl Life {
             recent.end(number, outcome.clone(), clock::now());
         }
         if !outcome.is_success() && outcome != HookOutcome::NotWanted {
-            self.control.status.borrow_mut().hook_failed();
+            let problem = format!("the {action} hook for vpce-{} {outcome}", self.id);
+            self.control.status.borrow_mut().hook_failed(self.id, problem);
             let fields = [
                 ("endpoint", Value::Text(&self.id)),
                 ("action", Value::Text(&action)),

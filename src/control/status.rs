@@ -125,6 +125,7 @@ struct EndpointState {
     since: Moment,
     cells: Vec<Arc<EndpointCell>>,
     lost: Option<String>,
+    failed_hook: Option<String>,
     watched: Watched,
     /// Flows removed until the last page that was published.
     removed: FlowsSnapshot,
@@ -193,6 +194,7 @@ impl Status {
             since: now,
             cells,
             lost: None,
+            failed_hook: None,
             watched: Watched::default(),
             removed: FlowsSnapshot::default(),
             is_named,
@@ -262,8 +264,13 @@ impl Status {
         self.failed.insert(worker, reason);
     }
 
-    pub(super) const fn hook_failed(&mut self) {
+    /// A hook of an endpoint did not succeed, which is worth knowing as long as the endpoint is
+    /// there.
+    pub(super) fn hook_failed(&mut self, id: EndpointId, problem: String) {
         self.hook_failures += 1;
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.failed_hook = Some(problem);
+        }
     }
 
     /// An endpoint's links could not be made.
@@ -509,6 +516,7 @@ impl EndpointState {
             *known = found.unwrap_or(0).max(*known);
         }
         row.queue_drops = self.queue_drops;
+        row.failed_hook.clone_from(&self.failed_hook);
         row.is_named = self.is_named;
         row.last_seen_at = self.seen.at(row.counters.last_seen, now);
         let removed = row.counters.flows_removed;
@@ -566,6 +574,21 @@ mod tests {
             assert_eq!(drops.get(DropReason::FlowUnknown), 7);
             status.remove_endpoint(EndpointId(0));
         }
+    }
+
+    #[test]
+    fn a_hook_s_failure_is_known_as_long_as_its_endpoint_is_there() {
+        let mut status = status(&[]);
+        let failed = |status: &mut Status| status.look(&[], START).endpoints[0].failed_hook.clone();
+        status.add_endpoint(EndpointId(1), vec![Arc::default()], START);
+        status.hook_failed(EndpointId(1), "it failed".to_owned());
+        for other in 2..200 {
+            status.add_endpoint(EndpointId(other), vec![Arc::default()], START);
+        }
+        assert_eq!(failed(&mut status).as_deref(), Some("it failed"));
+        status.remove_endpoint(EndpointId(1));
+        status.add_endpoint(EndpointId(1), vec![Arc::default()], START);
+        assert_eq!(failed(&mut status), None, "it was made again");
     }
 
     #[test]

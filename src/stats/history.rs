@@ -331,7 +331,7 @@ impl Picture {
 impl History {
     /// What is to be drawn, with what is known now; `hooks` has the latest run first.
     pub fn picture(&self, page: &Page, hooks: &[HookRow], uptime: Duration) -> Picture {
-        let problems = problems(page, hooks);
+        let problems = problems(page);
         Picture {
             version: page.version,
             state: Condition::of(page, &problems).word(),
@@ -572,7 +572,9 @@ mod tests {
             took: Duration::from_millis(1500),
             state: HookState::Failed("ended with exit status 3".to_owned()),
         };
-        let page = page(vec![row(1, &Arc::default())]);
+        let mut failed = row(1, &Arc::default());
+        failed.failed_hook = Some("the CREATE hook failed".to_owned());
+        let page = page(vec![failed]);
         let picture = history.picture(&page, &vec![hook; 20], Duration::from_secs(7));
         let drawn: Value = serde_json::from_str(&picture.to_json()).expect("JSON");
         assert_eq!((&drawn["state"], &drawn["uptime_secs"]), (&json!("DEGRADED"), &json!(7)));

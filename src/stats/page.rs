@@ -132,6 +132,8 @@ pub struct EndpointRow {
     /// Packets that the kernel dropped because nobody read them from `gwi`, from `gwo` in time, in
     /// the order of [`Side::BOTH`]; a super-packet counts once.
     pub queue_drops: [u64; 2],
+    /// Which hook failed, and how: its packets may go nowhere.
+    pub failed_hook: Option<String>,
     /// Whether it has a name of its own in the metrics, which only so many have.
     pub is_named: bool,
     /// When a packet of a host last passed, since 1970, if one did.
@@ -171,6 +173,7 @@ impl EndpointRow {
             quiet_to_gwi: quiet(counters.last_to_gwi),
             age: now.since(since),
             queue_drops: [0; 2],
+            failed_hook: None,
             is_named: true,
             last_seen_at: None,
             reads: reads.collect(),

@@ -17,6 +17,9 @@ use crate::types::request::About;
 use crate::types::request::Answer;
 use crate::types::request::Request;
 
+/// Endpoints whose hooks failed that are named.
+const FAILED_HOOKS_NAMED: usize = 16;
+
 /// What was settled at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -184,7 +187,7 @@ impl Report<'_> {
     }
 
     fn problems(&self) -> Vec<String> {
-        problems(self.page, self.hooks)
+        problems(self.page)
     }
 
     fn workers_healthy(&self) -> usize {
@@ -201,17 +204,15 @@ impl Report<'_> {
     }
 }
 
-/// What is wrong, or should be looked at, one sentence each without its full stop. `hooks` has the
-/// latest run first.
-pub fn problems(page: &Page, hooks: &[HookRow]) -> Vec<String> {
-    // Packets of endpoints whose last hook failed may go nowhere, while they are there.
-    let failed_hooks = page.endpoints.iter().filter_map(|endpoint| {
-        let last = hooks.iter().find(|hook| hook.endpoint == endpoint.id)?;
-        let HookState::Failed(how) = &last.state else { return None };
-        let HookRow { action, endpoint, .. } = last;
-        Some(format!("the {action} hook for vpce-{endpoint} {how}; the log has its output"))
-    });
-    page.reasons.iter().chain(&page.warnings).cloned().chain(failed_hooks).collect()
+/// What is wrong, or should be looked at, one sentence each without its full stop.
+pub fn problems(page: &Page) -> Vec<String> {
+    let failed: Vec<_> = page.endpoints.iter().filter_map(|row| row.failed_hook.as_ref()).collect();
+    let (named, others) = failed.split_at(failed.len().min(FAILED_HOOKS_NAMED));
+    let named = named.iter().map(|problem| format!("{problem}; the log has its output"));
+    let others = (!others.is_empty())
+        .then(|| format!("hooks for {} more endpoints failed; see the log", others.len()));
+    let told = page.reasons.iter().chain(&page.warnings).cloned();
+    told.chain(named).chain(others).collect()
 }
 
 /// Seconds to the millisecond.

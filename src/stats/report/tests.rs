@@ -70,7 +70,9 @@ fn ask(report: &Report<'_>, request: &str) -> Answer {
 
 #[test]
 fn the_status_word_for_word() {
-    let (page, facts, hooks) = (sample(), facts(), hooks());
+    let (mut page, facts, hooks) = (sample(), facts(), hooks());
+    let failed = "the DESTROY hook for vpce-00123456789abcdef was ended by signal 9";
+    page.endpoints[0].failed_hook = Some(failed.to_owned());
     let answer = ask(&report(&page, &facts, &hooks), "status");
     let expected = "\
 FAILED gwlbtun 9.8.7, up 1 d 2 h, process 4711
@@ -142,23 +144,33 @@ fn the_fullest_status_fits_the_smallest_terminal() {
 
 #[test]
 fn the_condition_is_the_worst_there_is() {
-    let (mut page, facts, hooks) = (sample(), facts(), hooks());
-    let condition = |page: &Page, hooks: &[HookRow]| {
-        let answer = ask(&report(page, &facts, hooks), "status");
+    let (mut page, facts) = (sample(), facts());
+    let condition = |page: &Page| {
+        let answer = ask(&report(page, &facts, &[]), "status");
         let word = answer.text.split(' ').next().unwrap().to_owned();
         (answer.exit_status, word)
     };
-    assert_eq!(condition(&page, &[]), (2, "FAILED".to_owned()));
+    assert_eq!(condition(&page), (2, "FAILED".to_owned()));
     page.healthy = true;
-    assert_eq!(condition(&page, &[]), (1, "DEGRADED".to_owned()));
+    assert_eq!(condition(&page), (1, "DEGRADED".to_owned()));
     page.reasons.clear();
-    assert_eq!(condition(&page, &[]), (1, "DEGRADED".to_owned()));
+    assert_eq!(condition(&page), (1, "DEGRADED".to_owned()));
     page.warnings.clear();
-    assert_eq!(condition(&page, &[]), (0, "OK".to_owned()));
-    assert_eq!(condition(&page, &hooks), (1, "DEGRADED".to_owned()));
-    assert_eq!(condition(&page, &hooks[2..]), (0, "OK".to_owned()), "its last one went well");
-    page.endpoints.clear();
-    assert_eq!(condition(&page, &hooks), (0, "OK".to_owned()), "its endpoint has gone");
+    assert_eq!(condition(&page), (0, "OK".to_owned()));
+    page.endpoints[0].failed_hook = Some("a hook failed".to_owned());
+    assert_eq!(condition(&page), (1, "DEGRADED".to_owned()));
+}
+
+#[test]
+fn hooks_that_failed_are_named_up_to_a_number() {
+    let mut page = Page { healthy: true, ..sample() };
+    (page.reasons, page.warnings) = Default::default();
+    page.endpoints[0].failed_hook = Some("a hook failed".to_owned());
+    page.endpoints = vec![page.endpoints[0].clone(); FAILED_HOOKS_NAMED + 5];
+    let problems = problems(&page);
+    assert_eq!(problems.len(), FAILED_HOOKS_NAMED + 1);
+    assert_eq!(problems[0], "a hook failed; the log has its output");
+    assert_eq!(problems[FAILED_HOOKS_NAMED], "hooks for 5 more endpoints failed; see the log");
 }
 
 #[test]
