@@ -398,10 +398,12 @@ impl Control {
         self.allowances_asked.set(clock::now());
     }
 
-    /// Tells once who was turned away: an operator may not have meant that.
+    /// Tells once who was turned away: an operator may not have meant that. Of endpoints it is told
+    /// again when there was a time without.
     fn tell_refusals(&self) {
         let limit = self.settings.endpoints_max;
-        if self.admission.has_refused() && !self.refusal_told.replace(true) {
+        let has_refused = self.told_status().has_refused();
+        if has_refused && !self.refusal_told.get() {
             self.log.line(
                 LogEvent::EndpointRefused,
                 &[("limit", Value::Number(limit.into()))],
@@ -411,6 +413,7 @@ impl Control {
                 ),
             );
         }
+        self.refusal_told.set(has_refused);
         if let Some(id) = self.admission.first_denied()
             && !self.denial_told.replace(true)
         {
@@ -494,7 +497,9 @@ impl Control {
     /// The state of the program, with what others know of it.
     fn told_status(&self) -> RefMut<'_, Status> {
         let mut status = self.status.borrow_mut();
-        status.set_refused(self.admission.has_refused());
+        if self.admission.has_refused() {
+            status.set_refused(clock::now());
+        }
         status.hooks = self.hooks.tally().row();
         status
     }

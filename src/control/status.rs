@@ -59,9 +59,12 @@ const NOT_MADE_AGE_MAX: Duration = Duration::from_mins(1);
 /// Endpoints with a name of their own in the metrics; all others are one there.
 const NAMED_MAX: usize = 1000;
 
-/// What the page says when an endpoint was refused since start.
+/// What the page says when an endpoint was refused of late.
 const REFUSED: &str = "an endpoint was refused: there were as many as --max-endpoints allows, or \
                        too many came at once";
+
+/// How long it says that. An endpoint that is still wanted is refused again every second.
+const REFUSED_AGE_MAX: Duration = Duration::from_mins(10);
 
 /// What it says at the end.
 const STOPPING: &str = "the program is stopping";
@@ -79,8 +82,8 @@ pub(super) struct Status {
     hook_failures: u64,
     /// Why no link at all can be made, while that is so.
     no_device: Option<String>,
-    /// An endpoint was refused since start.
-    refused: bool,
+    /// When an endpoint was last refused, if that is worth telling.
+    refused: Option<Moment>,
     /// The end was asked for.
     stopping: bool,
     /// Endpoints whose links could not be made when that was last tried, when, and why.
@@ -154,7 +157,7 @@ impl Status {
             verdict: Verdict::new(now),
             hook_failures: 0,
             no_device: None,
-            refused: false,
+            refused: None,
             stopping: false,
             not_made: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -300,8 +303,14 @@ impl Status {
         std::mem::replace(&mut self.no_console, reason).is_some()
     }
 
-    pub(super) const fn set_refused(&mut self, refused: bool) {
-        self.refused = refused;
+    /// An endpoint was refused.
+    pub(super) const fn set_refused(&mut self, now: Moment) {
+        self.refused = Some(now);
+    }
+
+    /// Whether one was of late.
+    pub(super) const fn has_refused(&self) -> bool {
+        self.refused.is_some()
     }
 
     /// From now on it is 503: new flows must not come here any more. There is no way back, so
@@ -320,6 +329,7 @@ impl Status {
             let sent = cells.map(|cell| cell.to_gwlb.packets.get()).sum();
             self.answers.sent(sent, now);
         }
+        self.refused = self.refused.filter(|&at| now.since(at) < REFUSED_AGE_MAX);
         self.not_made.retain(|_, (tried, _)| now.since(*tried) < NOT_MADE_AGE_MAX);
         let reasons = self.reasons(workers, now);
         self.verdict.judge(now, reasons.is_empty());
@@ -398,7 +408,7 @@ impl Status {
 
     /// What an operator should look at.
     fn warnings(&self, workers: &[WorkerLink]) -> Vec<String> {
-        let refused = self.refused.then(|| REFUSED.to_owned());
+        let refused = self.refused.map(|_| REFUSED.to_owned());
         let not_made = self.not_made.values().map(|(_, problem)| problem.clone());
         let lost = self.endpoints.values().filter_map(|endpoint| endpoint.lost.clone());
         let spread = self.spread.warning(workers);
@@ -589,6 +599,21 @@ mod tests {
         status.remove_endpoint(EndpointId(1));
         status.add_endpoint(EndpointId(1), vec![Arc::default()], START);
         assert_eq!(failed(&mut status), None, "it was made again");
+    }
+
+    #[test]
+    fn a_refusal_is_a_warning_for_ten_minutes_after_the_last_one() {
+        let mut status = status(&[]);
+        let warns = |status: &mut Status, mins| {
+            status.judge(&[], START.after(Duration::from_mins(mins)));
+            status.warnings(&[]).len() == 1
+        };
+        assert!(!warns(&mut status, 0));
+        status.set_refused(START);
+        assert!(warns(&mut status, 9));
+        status.set_refused(START.after(Duration::from_mins(9)));
+        assert!(warns(&mut status, 18) && status.has_refused());
+        assert!(!warns(&mut status, 19) && !status.has_refused());
     }
 
     #[test]

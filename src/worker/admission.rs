@@ -116,9 +116,10 @@ impl Admission {
         reason
     }
 
-    /// Whether an endpoint was refused since start that the operator has not denied.
+    /// Whether an endpoint was refused since this was last asked, one that the operator has not
+    /// denied.
     pub fn has_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     /// Whether one was refused for want of room since this was last asked, and still there is none.
