@@ -12,7 +12,7 @@
 //!
 //! Programs that read the log ask for another [`Format`]: there each line is a [`LogEvent`] with an
 //! id and fields. Lines that are lost, because the reader is too slow or because writing fails, are
-//! counted, and told as soon as something can be written again.
+//! counted, and told as soon as something can be written again; [`Log::lines_lost`] has the sum.
 
 mod events;
 mod format;
@@ -140,6 +140,8 @@ struct Shared {
     format: Format,
     /// Lines for which the queue had no room and that nobody was told of.
     lost: AtomicU64,
+    /// All that were lost since the start, for that or another reason.
+    lost_in_all: AtomicU64,
     limiter: Mutex<Limiter>,
 }
 
@@ -179,6 +181,7 @@ impl Log {
             thresholds,
             format,
             lost: AtomicU64::new(0),
+            lost_in_all: AtomicU64::new(0),
             limiter: Mutex::default(),
         });
         let log = Self { queue, shared };
@@ -202,6 +205,11 @@ impl Log {
     /// The same for a line that no threshold keeps out.
     pub fn always(&self, event: LogEvent, fields: &Fields<'_>, text: fmt::Arguments<'_>) {
         self.enqueue(event, event.level(), fields, text.to_string());
+    }
+
+    /// Lines that were lost since the start: the log's reader was too slow, or writing failed.
+    pub fn lines_lost(&self) -> u64 {
+        self.shared.lost_in_all.load(Ordering::Relaxed)
     }
 
     /// Whether lines of `section` and `level` are written at all.
@@ -259,6 +267,7 @@ impl Log {
         let line = Line { level, ..Line::new(event, if has_fields { fields } else { &[] }, text) };
         if self.offer(line).is_err() {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
+            self.shared.lost_in_all.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -392,6 +401,7 @@ impl<S: Write> Writer<S> {
     fn write(&mut self, line: &Line) {
         if let Err(error) = self.put(line) {
             self.unwritten += 1;
+            self.shared.lost_in_all.fetch_add(1, Ordering::Relaxed);
             self.problem = format!("writing failed: {error}");
         }
     }
@@ -523,6 +533,7 @@ mod tests {
         }
         let lost = log.shared.lost.load(Ordering::Relaxed);
         assert!(lost > 0);
+        assert_eq!(log.lines_lost(), lost);
         thread.finish();
         drop(reader);
     }
@@ -563,7 +574,10 @@ mod tests {
         assert_eq!(told.len(), 3, "{told:?}");
         assert_eq!((told[0].0, told[1].0), (&"warning".into(), &"log_lines_lost".into()));
         assert_eq!(told[1].1, 3);
-        assert_eq!(events[1]["reason"], "writing failed: no storage space");
+        assert_eq!(
+            (log.lines_lost(), &events[1]["reason"]),
+            (3, &"writing failed: no storage space".into())
+        );
         assert_eq!(events[2]["message"], "4");
     }
 
@@ -575,6 +589,7 @@ mod tests {
             thresholds: Thresholds::default(),
             format: Format::Text,
             lost: AtomicU64::new(0),
+            lost_in_all: AtomicU64::new(0),
             limiter: Mutex::default(),
         };
         let log = Log { queue, shared: Arc::new(shared) };

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
+use crate::stats::DropsSnapshot;
 use crate::stats::EndpointRow;
+use crate::stats::report::remedies::remedy;
 use crate::types::DropReason;
 use crate::types::Moment;
 use crate::types::Side;
@@ -49,7 +51,23 @@ pub(super) struct Watched {
 pub(super) struct Losses {
     sends: Growth,
     queues: Growth,
+    log_lines: Growth,
+    /// In the order of [`TOLD`].
+    told: [Growth; TOLD.len()],
     warnings: Vec<String>,
+}
+
+/// Drops that nobody wants, and that nothing else warns of.
+const TOLD: [DropReason; 3] = [DropReason::FlowLimit, DropReason::NoBuffer, DropReason::SendFull];
+
+/// What the whole program has lost since its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
+    pub(super) drops: DropsSnapshot,
+    /// At the receive sockets.
+    pub(super) socket_drops: u64,
+    /// Of the log.
+    pub(super) log_lines: u64,
 }
 
 impl Losses {
@@ -59,7 +77,7 @@ impl Losses {
     pub(super) fn look<'a>(
         &mut self,
         endpoints: impl Iterator<Item = (&'a EndpointRow, &'a mut Watched)>,
-        socket_drops: u64,
+        sums: &Sums,
         refusals: bool,
         shown: Moment,
         now: Moment,
@@ -96,10 +114,22 @@ impl Losses {
                     .to_owned(),
             );
         }
-        if self.queues.look(socket_drops, shown, now) {
+        if self.queues.look(sums.socket_drops, shown, now) {
             self.warnings.push(
                 "Linux drops datagrams because a receive queue is full: give the workers more \
                  cores, or a longer queue with --rcvbuf"
+                    .to_owned(),
+            );
+        }
+        for (reason, growth) in TOLD.into_iter().zip(&mut self.told) {
+            if growth.look(sums.drops.get(reason), shown, now) {
+                self.warnings.push(format!("packets are dropped as {reason}: {}", remedy(reason)));
+            }
+        }
+        if self.log_lines.look(sums.log_lines, shown, now) {
+            self.warnings.push(
+                "lines of the log are lost: its reader is too slow, its disk is full, or journald \
+                 is gone"
                     .to_owned(),
             );
         }
@@ -127,7 +157,8 @@ mod tests {
             let mut row = EndpointRow::new(EndpointId(9), Moment::ZERO, now, &cells);
             row.healthy = healthy;
             row.queue_drops[1] = queues;
-            losses.look([(&row, &mut watched)].into_iter(), sockets, false, shown, now);
+            let sums = Sums { socket_drops: sockets, ..Sums::default() };
+            losses.look([(&row, &mut watched)].into_iter(), &sums, false, shown, now);
             shown = now;
             losses.warnings().map(|text| text[..10].to_owned()).collect::<Vec<_>>()
         };
@@ -148,12 +179,32 @@ mod tests {
         let mut losses = Losses::default();
         let mut look = |secs: u64, socket_drops: u64, shown: u64| {
             let [shown, now] = [shown, secs].map(|secs| Moment::from_secs(100 + secs));
-            losses.look(std::iter::empty(), socket_drops, false, shown, now);
+            let sums = Sums { socket_drops, ..Sums::default() };
+            losses.look(std::iter::empty(), &sums, false, shown, now);
             losses.warnings().count()
         };
         assert_eq!(look(0, 0, 0), 0);
         assert_eq!((look(2, 5, 2), look(4, 5, 4), look(6, 5, 6)), (1, 1, 0), "for the live page");
         assert_eq!(look(10, 5, 0), 1, "for a health check, which saw the page at 0 s");
         assert_eq!(look(20, 5, 10), 0);
+    }
+
+    #[test]
+    fn what_overload_costs_is_told_and_what_others_send_in_vain_is_not() {
+        let mut losses = Losses::default();
+        let mut look = |secs: u64, sums: Sums| {
+            let now = Moment::from_secs(100 + secs);
+            losses.look(std::iter::empty(), &sums, false, now, now);
+            losses.warnings().collect::<Vec<_>>()
+        };
+        let cell = EndpointCell::default();
+        cell.encap_drops.add(DropReason::FlowUnknown, 7);
+        let sums = || Sums { drops: (&cell.encap_drops).into(), ..Sums::default() };
+        assert_eq!(look(0, sums()), [""; 0]);
+        cell.encap_drops.add(DropReason::FlowLimit, 1);
+        assert_eq!(look(1, sums()), ["packets are dropped as flow_limit: raise --max-flows"]);
+        let sums = Sums { log_lines: 1, ..sums() };
+        assert!(look(10, sums)[0].starts_with("lines of the log are lost: "));
+        assert_eq!(look(20, sums), [""; 0]);
     }
 }

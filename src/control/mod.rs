@@ -501,6 +501,7 @@ impl Control {
             status.set_refused(clock::now());
         }
         status.hooks = self.hooks.tally().row();
+        status.log_lines_lost = self.log.lines_lost();
         status
     }
 

@@ -14,6 +14,7 @@ use super::downgrades::Downgrades;
 use super::health::Board;
 use super::health::verdict::Verdict;
 use super::losses::Losses;
+use super::losses::Sums;
 use super::losses::Watched;
 use super::spread::Spread;
 use super::spread::Spreading;
@@ -105,6 +106,8 @@ pub(super) struct Status {
     flows_max: u64,
     /// What hooks did.
     pub(super) hooks: HooksRow,
+    /// Lines that the log has lost.
+    pub(super) log_lines_lost: u64,
     /// Network interfaces that have something to tell.
     pub(super) nics: Vec<NicRow>,
     /// From where no answer can leave.
@@ -170,6 +173,7 @@ impl Status {
             endpoints_max: settings.endpoints_max.into(),
             flows_max: settings.flows_max.into(),
             hooks: HooksRow::default(),
+            log_lines_lost: 0,
             nics: Vec::new(),
             answers: Answers::default(),
             downgrades: Downgrades::default(),
@@ -475,15 +479,12 @@ impl Status {
         // What was read later may have grown; and what counts never shrinks.
         let socket_drops = self.spread.dropped().saturating_sub(refused_drops);
         self.socket_drops = self.socket_drops.max(socket_drops);
-        let socket_drops = self.socket_drops;
-        let watched = self.endpoints.values_mut().map(|endpoint| &mut endpoint.watched);
-        let refusals = self.answers.is_any_refused();
-        self.losses.look(endpoints.iter().zip(watched), socket_drops, refusals, shown, now);
-        Page {
+        let mut page = Page {
             version: env!("CARGO_PKG_VERSION"),
             healthy: self.verdict.is_healthy() && !self.stopping,
             reasons: self.reasons(workers, now),
-            warnings: self.warnings(workers),
+            // When all that is lost has been looked at.
+            warnings: Vec::new(),
             offload: self.downgrades.left_of(Offload {
                 // Changes with how datagrams are spread.
                 udp_gro: self.offload.udp_gro && !self.spread.is_by_flow(),
@@ -492,8 +493,9 @@ impl Status {
             no_return: self.no_return,
             checksum: checksum::Implementation::in_use().to_string(),
             steering: self.spread.row(workers),
-            socket_drops,
+            socket_drops: self.socket_drops,
             hook_failures: self.hook_failures,
+            log_lines_lost: self.log_lines_lost,
             tcp_idle: self.tcp_idle,
             other_idle: Policy::OTHER_IDLE,
             workers: rows.collect(),
@@ -507,7 +509,21 @@ impl Status {
             flows_max: self.flows_max,
             hooks: self.hooks,
             nics: self.nics.clone(),
-        }
+        };
+        self.look_at_losses(&page, shown, now);
+        page.warnings = self.warnings(workers);
+        page
+    }
+
+    fn look_at_losses(&mut self, page: &Page, shown: Moment, now: Moment) {
+        let sums = Sums {
+            drops: page.drops(),
+            socket_drops: page.socket_drops,
+            log_lines: page.log_lines_lost,
+        };
+        let watched = self.endpoints.values_mut().map(|endpoint| &mut endpoint.watched);
+        let refusals = self.answers.is_any_refused();
+        self.losses.look(page.endpoints.iter().zip(watched), &sums, refusals, shown, now);
     }
 }
 

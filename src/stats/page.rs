@@ -32,6 +32,8 @@ pub struct Page {
     pub socket_drops: u64,
     /// Hooks that failed since start.
     pub hook_failures: u64,
+    /// Lines of the log that its reader did not get, or that could not be written, since start.
+    pub log_lines_lost: u64,
     /// Time after which an idle TCP flow is forgotten.
     pub tcp_idle: Duration,
     /// Time after which any other idle flow is forgotten.
@@ -328,6 +330,7 @@ pub(super) mod tests {
             warnings: vec!["an endpoint was refused".to_owned()],
             socket_drops: 8,
             hook_failures: 6,
+            log_lines_lost: 2,
             tcp_idle: Duration::from_secs(350),
             other_idle: Duration::from_mins(2),
             offload: Offload { tun_uso: false, ..Offload::ALL },

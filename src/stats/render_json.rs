@@ -10,10 +10,10 @@
 //! | `secsSinceLastPacket` | in UDP threads | in UDP threads and endpoints |
 //! | `tunnelOut.pktsOut`, `.bytesOut` | always 0 | always 0 |
 //!
-//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `drops`,
-//! `socketDrops`, `flowsEvicted`, `flowsRetaught`, `offload` and `steering` (null with one worker)
-//! at the top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason and
-//! count; only reasons that occurred are listed.
+//! Ours, in both: `version`, `healthy`, `reasons`, `warnings`, `hookFailures`, `logLinesLost`,
+//! `drops`, `socketDrops`, `flowsEvicted`, `flowsRetaught`, `offload` and `steering` (null with one
+//! worker) at the top, `decapDrops` and `encapDrops` in each endpoint. Drops are objects of reason
+//! and count; only reasons that occurred are listed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,6 +74,7 @@ fn rest(page: &Page) -> Value {
     let mut rest = json!({
         "healthy": page.healthy,
         "hookFailures": page.hook_failures,
+        "logLinesLost": page.log_lines_lost,
         "offload": offload(page),
         "reasons": page.reasons,
         "socketDrops": page.socket_drops,
@@ -359,7 +360,8 @@ mod tests {
             r#""v6FlowCache":[["cacheName","IPv6 Flow Cache for ENI 00123456789abcdef"],"#,
             r#"["size",31],["timedOut",18],"idleTimeoutSecs",350]}],"#,
             r#""flowsEvicted":8,"flowsRetaught":9,"healthy":false,"hookFailures":6,"#,
-            r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
+            r#""logLinesLost":2,"offload":{"checksum":"avx2","gwiWrites":0,"#,
+            r#""pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"socketDrops":8,"#,
@@ -408,7 +410,8 @@ mod tests {
             r#""cacheName":"IPv6 UDP Flow Cache for GWLBe vpce-00123456789abcdef","#,
             r#""idleTimeoutSecs":120,"size":11,"timedOut":6}}],"#,
             r#""flowsEvicted":8,"flowsRetaught":9,"healthy":false,"hookFailures":6,"#,
-            r#""offload":{"checksum":"avx2","gwiWrites":0,"pieces":{"tcp-coalescing":true,"#,
+            r#""logLinesLost":2,"offload":{"checksum":"avx2","gwiWrites":0,"#,
+            r#""pieces":{"tcp-coalescing":true,"#,
             r#""tun-tso":true,"tun-uso":false,"udp-coalescing":true,"udp-gro":true,"#,
             r#""udp-gso":true},"receives":7,"sends":0,"tunReads":0,"udpGroPaused":0},"#,
             r#""reasons":["worker 0 made no turn for 2.5 s"],"socketDrops":8,"#,

@@ -93,6 +93,11 @@ fn program(page: &Page, families: &mut Families<'_>) -> fmt::Result {
         "gwlbtun_warnings",
         "What an operator should look at: how many warnings the health page shows.",
         page.warnings.len() as u64,
+    )?;
+    families.counter(
+        "gwlbtun_log_lines_lost",
+        "Lines of the log that its reader was too slow for, or that could not be written.",
+        page.log_lines_lost,
     )
 }
 
@@ -267,6 +272,7 @@ mod tests {
             "gwlbtun_udp_receive_queue_drops_total 8",
             "gwlbtun_flow_evictions_total 8",
             "gwlbtun_healthy 0",
+            "gwlbtun_log_lines_lost_total 2",
         ] {
             assert!(has(&lines, line), "{line} in {lines:#?}");
         }

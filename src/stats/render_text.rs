@@ -78,6 +78,9 @@ fn write_page(
             }
         }
     }
+    if page.log_lines_lost > 0 {
+        writeln!(out, "Lines of the log that were lost: {}.", page.log_lines_lost)?;
+    }
     for reason in &page.reasons {
         writeln!(out, "NOT healthy: {reason}.")?;
     }
@@ -269,6 +272,7 @@ mod tests {
              Dropped by Linux at the receive sockets: 8.\n\
              Dropped by Linux at gwi-887epl1uMf: 9.\n\
              Dropped by Linux at gwo-887epl1uMf: 10.\n\
+             Lines of the log that were lost: 2.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\
@@ -320,6 +324,7 @@ mod tests {
              Dropped by Linux at the receive sockets: 8.\n\
              Dropped by Linux at gwi-887epl1uMf: 9.\n\
              Dropped by Linux at gwo-887epl1uMf: 10.\n\
+             Lines of the log that were lost: 2.\n\
              NOT healthy: worker 0 made no turn for 2.5 s.\n\
              Warning: an endpoint was refused.\n\
              \n\

@@ -368,7 +368,7 @@ fn lines_lost_to_a_reader_that_paused_are_counted() {
     // The queue holds 4,096 lines, and the pipe some hundreds.
     let noisy = format!("yes 'a line' | head -n {LINES}; echo >>{} #", done.display());
     let mut command = lab.topology.target().command(PROGRAM);
-    command.args(["-p", "8080", "-c", &noisy, "--log-format", "json", "--workers", "1"]);
+    command.args(["-jp", "8080", "-c", &noisy, "--log-format", "json", "--workers", "1"]);
     let mut engine = Engine::launch(&lab, command.stdout(writer).stderr(Stdio::null()));
     drop(command);
     let mut injector = lab.injector();
@@ -376,6 +376,10 @@ fn lines_lost_to_a_reader_that_paused_are_counted() {
         injector.send(endpoint_id(number), &packets::ping(V4, 1, b"make it talk"));
     }
     wait_until("all hooks ran", || std::fs::read(&done).is_ok_and(|lines| lines.len() == HOOKS));
+    wait_until("the page tells what the log cannot", || {
+        let page = engine.status();
+        page["logLinesLost"].as_u64() > Some(0) && page["warnings"].to_string().contains("log are")
+    });
     let (written, lost) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {

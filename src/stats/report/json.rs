@@ -44,6 +44,7 @@ pub(super) fn status(report: &Report<'_>) -> String {
         "drops": drops,
         "socket_drops": { "packets": page.socket_drops, "remedy": remedies::SOCKETS },
         "queue_drops": { "packets": report.page.queue_drops(), "remedy": remedies::QUEUES },
+        "log_lines_lost": page.log_lines_lost,
         "hooks": {
             "runs": report.hook_runs,
             "failures": page.hook_failures,

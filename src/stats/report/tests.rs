@@ -191,6 +191,7 @@ fn the_status_in_json_says_the_same() {
         ("/drops/0/remedy", remedies::remedy(DropReason::Short).into()),
         ("/socket_drops/packets", 8.into()),
         ("/queue_drops/packets", 19.into()),
+        ("/log_lines_lost", 2.into()),
         ("/hooks/running", 1.into()),
         ("/hooks/last/how", "was ended by signal 9".into()),
         ("/hooks/last/seconds", 0.25.into()),
