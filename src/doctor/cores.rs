@@ -8,6 +8,8 @@ use super::Grade;
 use super::host;
 use crate::settings::Settings;
 use crate::settings::parse_cpu_list;
+use crate::sys::ethtool;
+use crate::sys::ethtool::ReceiveQueues;
 
 /// From so many CPUs on, some of them are better left to interrupts (`tuning/tune.sh`).
 const CPUS_TO_SHARE: usize = 8;
@@ -22,6 +24,8 @@ struct Device {
     /// The CPUs of each receive queue's software spreading, and of each send queue.
     rps: Vec<BTreeSet<usize>>,
     xps: Vec<BTreeSet<usize>>,
+    /// What its driver says of its receive queues, if it does.
+    queues: Option<ReceiveQueues>,
     /// The CPUs that take its interrupts.
     irqs: BTreeSet<usize>,
 }
@@ -36,6 +40,10 @@ struct Cpus {
 }
 
 pub(super) fn examine(settings: &Settings, devices: &[String]) -> Vec<Finding> {
+    if devices.is_empty() {
+        let text = "cannot be known without the interface to the load balancer";
+        return ["queues", "interrupts", "rps", "xps"].map(|check| Finding::ok(check, text)).into();
+    }
     let online = host::read("/sys/devices/system/cpu/online").unwrap_or_default();
     let is_tied = settings.workers.iter().any(|spec| spec.pinned_by_list);
     let cpus = Cpus {
@@ -67,6 +75,7 @@ fn read(name: &str) -> Device {
         name: name.to_owned(),
         rps: masks("rx-", "rps_cpus"),
         xps: masks("tx-", "xps_cpus"),
+        queues: ethtool::receive_queues(name).ok().flatten(),
         irqs: irqs.into_iter().flat_map(cpus_of).collect(),
     }
 }
@@ -74,21 +83,30 @@ fn read(name: &str) -> Device {
 /// The names of devices, for the end of a sentence.
 fn names(devices: &[Device]) -> String {
     let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
-    if names.is_empty() { "no interface".to_owned() } else { names.join(" and ") }
+    names.join(" and ")
 }
 
 /// One queue has one CPU for its interrupts, whatever the workers could do.
 fn queues(devices: &[Device], cpus: &Cpus) -> Finding {
     const CHECK: &str = "queues";
-    for Device { name, rps, .. } in devices {
+    for Device { name, rps, queues, .. } in devices {
+        let workers = u32::try_from(cpus.workers).unwrap_or(u32::MAX);
+        if let Some(ReceiveQueues { kind, in_use, max }) = *queues
+            && in_use < max.min(workers)
+        {
+            let text = format!(
+                "{name} has {in_use} of {max} receive queues in use, for {workers} workers"
+            );
+            let fix = format!("ethtool -L {name} {kind} {}", max.min(workers));
+            return Finding::bad(Grade::Warn, CHECK, text, fix);
+        }
         let is_spread = rps.iter().any(|queue| !queue.is_empty());
         let (queues, workers) = (rps.len(), cpus.workers);
         if queues < workers && !is_spread {
             let text = format!(
                 "{name} has too few receive queues, {queues} for {workers} workers, and no RPS"
             );
-            let fix = format!("ethtool -L {name} combined {workers}; where it cannot, {TUNE}");
-            return Finding::bad(Grade::Warn, CHECK, text, fix);
+            return Finding::bad(Grade::Warn, CHECK, text, TUNE);
         }
     }
     Finding::ok(CHECK, format!("{} can keep {} workers busy", names(devices), cpus.workers))
@@ -167,7 +185,8 @@ mod tests {
 
     fn device(rps: &[&str], xps: &[&str], irqs: &str) -> Device {
         let sets = |list: &[&str]| list.iter().map(|text| set(text)).collect();
-        Device { name: "eth0".to_owned(), rps: sets(rps), xps: sets(xps), irqs: set(irqs) }
+        let (rps, xps) = (sets(rps), sets(xps));
+        Device { name: "eth0".to_owned(), rps, xps, queues: None, irqs: set(irqs) }
     }
 
     fn cpus(online: &str, tied: Option<&str>, workers: usize) -> Cpus {
@@ -180,7 +199,24 @@ mod tests {
         assert_eq!(grade(&["", "", "", ""]), Grade::Ok);
         assert_eq!(grade(&[""]), Grade::Warn);
         assert_eq!(grade(&["0-3"]), Grade::Ok);
-        assert_eq!(queues(&[], &cpus("0-3", None, 4)).grade, Grade::Ok);
+    }
+
+    #[test]
+    fn queues_that_are_not_in_use_are_named() {
+        let look = |in_use, max, workers| {
+            let found = Some(ReceiveQueues { kind: "combined", in_use, max });
+            let queues_in_use = vec!["0-3"; in_use as usize];
+            let device = Device { queues: found, ..device(&queues_in_use, &[], "") };
+            queues(&[device], &cpus("0-15", None, workers))
+        };
+        assert_eq!(
+            look(4, 8, 16).to_string(),
+            "WARN queues: eth0 has 4 of 8 receive queues in use, for 16 workers; fix: ethtool -L \
+             eth0 combined 8"
+        );
+        assert_eq!(look(2, 8, 4).fix.unwrap(), "ethtool -L eth0 combined 4");
+        assert_eq!(look(4, 8, 4).grade, Grade::Ok);
+        assert_eq!(look(8, 8, 16).grade, Grade::Ok, "software spreads the rest");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Statistics of network drivers, by name: what `ethtool -S` shows
-//! (`include/uapi/linux/ethtool.h`).
+//! Statistics of network drivers, by name, and how many queues they use: what `ethtool -S` and
+//! `ethtool -l` show (`include/uapi/linux/ethtool.h`).
 //!
-//! Each call takes the kernel's rtnl lock, and the driver may ask its device: only the netdev
-//! thread calls this module.
+//! Each call takes the kernel's rtnl lock, and the driver may ask its device: of the running
+//! program only the netdev thread calls this module.
 
 #![expect(unsafe_code, reason = "private statistics of drivers are read by ioctl alone")]
 
@@ -23,6 +23,7 @@ const REQUEST: libc::c_int = 0x8946;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETH_SS_STATS: u32 = 1;
 
 /// Bytes of a name.
@@ -61,7 +62,7 @@ pub fn statistics(link: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(Stri
     // struct ethtool_sset_info: command, reserved, mask of sets, then a count for each set.
     let mut info = [pair(ETHTOOL_GSSET_INFO, 0), 1 << ETH_SS_STATS, 0];
     ask(&mut info, "ioctl ETHTOOL_GSSET_INFO")?;
-    let count = if info[1] == 0 { 0 } else { first_half(info[2]) };
+    let count = if info[1] == 0 { 0 } else { halves(info[2])[0] };
     if count == 0 || count > COUNT_MAX {
         return Ok(Vec::new());
     }
@@ -85,6 +86,44 @@ pub fn statistics(link: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(Stri
     Ok(named.filter(|(name, _)| wanted(name)).collect())
 }
 
+/// Receive queues of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiveQueues {
+    /// What `ethtool -L` calls them: `combined` where each sends too, or else `rx`.
+    pub kind: &'static str,
+    /// How many are in use.
+    pub in_use: u32,
+    /// How many there may be.
+    pub max: u32,
+}
+
+/// The receive queues of a link; nothing if its driver uses none by now.
+///
+/// # Errors
+/// `ENODEV` if there is no such link, `EOPNOTSUPP` if its driver does not tell.
+pub fn receive_queues(link: &str) -> Result<Option<ReceiveQueues>, Error> {
+    let fail = |call: &'static str| move |errno| Error::new(call, link, errno);
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket =
+        socket(AddressFamily::Inet, SockType::Datagram, flags, None).map_err(fail("socket"))?;
+    let mut words = [0; 5];
+    words[0] = pair(ETHTOOL_GCHANNELS, 0);
+    ask(socket.as_raw_fd(), link, &mut words).map_err(fail("ioctl ETHTOOL_GCHANNELS"))?;
+    Ok(receive_queues_in(&words))
+}
+
+/// What `struct ethtool_channels` says: the command, four maxima and four counts, both in the order
+/// of receive, send, other, combined.
+fn receive_queues_in(words: &[u64; 5]) -> Option<ReceiveQueues> {
+    let fields: Vec<u32> = words.iter().flat_map(|&word| halves(word)).collect();
+    let queues = |kind, place: usize| {
+        let (max, in_use) = (fields[place], fields[place + 4]);
+        (in_use > 0).then_some(ReceiveQueues { kind, in_use, max })
+    };
+    // Drivers that have both kinds use one at a time, for the most part.
+    queues("combined", 4).or_else(|| queues("rx", 1))
+}
+
 /// Two 32-bit fields of a structure.
 fn pair(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
@@ -93,9 +132,11 @@ fn pair(first: u32, second: u32) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-fn first_half(word: u64) -> u32 {
-    let [a, b, c, d, ..] = word.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
+/// The same apart again.
+fn halves(word: u64) -> [u32; 2] {
+    let bytes = word.to_ne_bytes();
+    let (halves, _) = bytes.as_chunks();
+    [halves[0], halves[1]].map(u32::from_ne_bytes)
 }
 
 /// A name, which ends with its first zero.
@@ -116,7 +157,8 @@ fn ask(socket: libc::c_int, link: &str, words: &mut [u64]) -> Result<(), Errno> 
     }
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
     // SAFETY: the request is valid, its name ends with a zero, and what it points to has room for
-    // twice the statistics that the driver has just said that it has, and for what is before them.
+    // all that the command has the kernel write: a structure of fixed size, or twice the statistics
+    // that the driver has just said that it has, and what is before them.
     unsafe { siocethtool(socket, &raw mut request) }.map(drop)
 }
 
@@ -146,6 +188,36 @@ mod tests {
             (statistics("one", |name| name == "peer_ifindex").unwrap(), peer)
         });
         assert_eq!(found, [("peer_ifindex".to_owned(), u64::from(peer))]);
+    }
+
+    #[test]
+    fn queues_are_combined_or_for_one_direction() {
+        let words = |fields: [u32; 10]| {
+            let mut words = [0; 5];
+            for (word, two) in words.iter_mut().zip(fields.chunks(2)) {
+                *word = pair(two[0], two[1]);
+            }
+            receive_queues_in(&words)
+        };
+        // The command, maxima, counts, and what is behind the structure.
+        let ena = words([ETHTOOL_GCHANNELS, 0, 0, 0, 8, 0, 0, 0, 4, 77]);
+        assert_eq!(ena, Some(ReceiveQueues { kind: "combined", in_use: 4, max: 8 }));
+        let apart = words([ETHTOOL_GCHANNELS, 6, 5, 1, 0, 2, 3, 1, 0, 77]);
+        assert_eq!(apart, Some(ReceiveQueues { kind: "rx", in_use: 2, max: 6 }));
+        assert_eq!(words([ETHTOOL_GCHANNELS, 6, 5, 1, 8, 0, 3, 1, 0, 77]), None);
+    }
+
+    #[test]
+    fn a_veth_says_how_many_queues_it_has() {
+        in_private_namespace(|| {
+            let words = "link add one numrxqueues 3 type veth peer name two";
+            let ip = Command::new("ip").args(words.split(' ')).status();
+            assert!(ip.unwrap().success());
+            let three = ReceiveQueues { kind: "rx", in_use: 3, max: 3 };
+            assert_eq!(receive_queues("one").unwrap(), Some(three));
+            assert_eq!(receive_queues("lo").unwrap_err().errno, Errno::EOPNOTSUPP);
+            assert_eq!(receive_queues("nobody").unwrap_err().errno, Errno::ENODEV);
+        });
     }
 
     #[test]

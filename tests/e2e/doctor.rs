@@ -139,6 +139,26 @@ fn what_is_wrong_is_named_and_its_fix_makes_it_ok() {
 }
 
 #[test]
+fn queues_of_the_interface_that_are_not_in_use_are_put_to_use() {
+    let lab = Lab::new(0, Config::default());
+    let target = lab.topology.target();
+    let shell = |script: &str| run(&target, "sh", &["-ec", script]);
+    shell(
+        "ip link add many numrxqueues 4 numtxqueues 4 type veth peer name other; \
+         ethtool -L many rx 1; ip link set many up; ip link set other up; \
+         ip route replace default dev many",
+    );
+    let before = doctor(&lab, &["--workers", "3"]);
+    before.expect("queues", "WARN", "many has 1 of 4 receive queues in use, for 3 workers");
+    shell(before.fix("queues"));
+    doctor(&lab, &["--workers", "3"]).expect("queues", "OK", "many can keep 3 workers busy");
+    shell("ip route flush table main; ip -6 route flush table main");
+    for check in ["queues", "interrupts", "rps", "xps"] {
+        doctor(&lab, &[]).expect(check, "OK", "cannot be known without the interface");
+    }
+}
+
+#[test]
 fn where_all_is_well_nothing_fails_and_nothing_is_left_behind() {
     let lab = Lab::new(0, Config::default());
     let target = lab.topology.target();
