@@ -1,12 +1,16 @@
 //! Who has the ports that the program needs.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Finding;
 use super::Grade;
 use super::host;
+use super::trials;
+use crate::engine::trial;
 use crate::settings::Settings;
+use crate::sys::Errno;
 use crate::sys::abstract_socket;
 use crate::types::GENEVE_PORT;
 use crate::types::request::CONTROL_SOCKET;
@@ -21,7 +25,7 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     let running = running();
     let mut findings = vec![geneve(running)];
     findings.extend(settings.health.map(|health| health_port(health.port, running)));
-    findings.extend(settings.metrics.map(|address| metrics_port(address.port(), running)));
+    findings.extend(settings.metrics.map(|address| metrics_port(address, running)));
     findings.push(reserved());
     findings
 }
@@ -44,10 +48,19 @@ fn health_port(port: u16, running: Option<i32>) -> Finding {
     judge("health-port", &format!("TCP port {port}"), &sockets, running, fix)
 }
 
-fn metrics_port(port: u16, running: Option<i32>) -> Finding {
-    let sockets = sockets_at(port, ["tcp", "tcp6"], Some(LISTENS));
-    let fix = "stop it, or choose another port with --metrics-listen";
-    judge("metrics-port", &format!("TCP port {port}"), &sockets, running, fix)
+/// Another program may have the port at another address, which is in nobody's way.
+fn metrics_port(address: SocketAddr, running: Option<i32>) -> Finding {
+    const CHECK: &str = "metrics-port";
+    let port = format!("TCP port {}", address.port());
+    match trial::metrics_port(address) {
+        Ok(()) => Finding::ok(CHECK, format!("{port} is free")),
+        Err(error) if error.errno() == Errno::EADDRNOTAVAIL => trials::failure(CHECK, &error),
+        Err(_) => {
+            let sockets = sockets_at(address.port(), ["tcp", "tcp6"], Some(LISTENS));
+            let fix = "stop it, or choose another port with --metrics-listen";
+            judge(CHECK, &port, &sockets, running, fix)
+        }
+    }
 }
 
 fn judge(

@@ -65,7 +65,7 @@ fn hook_commands(settings: &Settings) -> Finding {
 }
 
 /// What the start would say: what is wrong, and behind the last semicolon what to do.
-fn failure(check: &'static str, error: &StartError) -> Finding {
+pub(super) fn failure(check: &'static str, error: &StartError) -> Finding {
     let line = error.to_string();
     match error {
         StartError::Permission { error, remedy }

@@ -1,12 +1,16 @@
 //! Parts of the start by themselves, for whoever wants to know before whether it would succeed.
 //! They leave nothing behind but raised soft limits of this process.
 
+use std::net::SocketAddr;
+
 use super::StartError;
 use super::divide_open_files;
 use super::driver_plan;
+use super::no_metrics_port;
 use super::no_ring;
 use super::no_tun;
 use super::offload as offloads;
+use crate::control::health;
 use crate::settings::Settings;
 use crate::sys::limits;
 use crate::uring::Features;
@@ -45,6 +49,14 @@ pub fn rings(settings: &Settings, ram_bytes: u64) -> Result<Rings, StartError> {
     let full = driver_plan(features, budget, None, settings, ram_bytes)?;
     let are_small = plan.submissions < full.submissions;
     Ok(Rings { features, locked_bytes, are_small })
+}
+
+/// Listens at the address of the metrics for a moment.
+///
+/// # Errors
+/// When another program has the port there, or this host has no such address.
+pub fn metrics_port(address: SocketAddr) -> Result<(), StartError> {
+    health::bind_metrics(address).map(drop).map_err(no_metrics_port)
 }
 
 /// Makes an interface for a moment, and leaves of the offloads asked for those that the kernel has.

@@ -139,6 +139,23 @@ fn what_is_wrong_is_named_and_its_fix_makes_it_ok() {
 }
 
 #[test]
+fn the_metrics_port_counts_at_its_own_address() {
+    let lab = Lab::new(0, Config::default());
+    let target = lab.topology.target();
+    let listen = |address: &str| target.enter(|| TcpListener::bind(address)).expect("a free port");
+    let expect = |address: &str, grade: &str, text: &str| {
+        doctor(&lab, &["--metrics-listen", address]).expect("metrics-port", grade, text);
+    };
+    let _other = listen("127.0.0.2:9608");
+    expect("9608", "OK", "TCP port 9608 is free");
+    expect("127.0.0.2:9608", "FAIL", "TCP port 9608 is taken by process");
+    expect("0.0.0.0:9608", "FAIL", "TCP port 9608 is taken by process");
+    expect("192.0.2.77:9608", "FAIL", "fix: this host does not have that address");
+    let _engine = Engine::start(&lab, &["--metrics-listen", "9609"]);
+    expect("9609", "OK", "TCP port 9609 is that of the gwlbtun that runs");
+}
+
+#[test]
 fn queues_of_the_interface_that_are_not_in_use_are_put_to_use() {
     let lab = Lab::new(0, Config::default());
     let target = lab.topology.target();
