@@ -6,21 +6,27 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::sys;
 use crate::sys::Errno;
 use crate::sys::abstract_socket;
 use crate::sys::abstract_socket::Peer;
+use crate::sys::clock;
 use crate::types::request::Answer;
 use crate::types::request::CONTROL_SOCKET;
 use crate::types::request::Request;
 
-/// How long connecting, asking, and each read of the answer may take.
+/// How long connecting may take, asking, and the whole answer: whoever has the name of the socket
+/// may not let us wait for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Longest answer, bytes: 4,096 endpoints are about 1 MiB of JSON.
-const ANSWER_BYTES_MAX: u64 = 64 << 20;
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of it that are read at a time.
+const READ_BYTES: usize = 64 << 10;
 
 /// What came of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,19 +97,36 @@ pub fn ask(request: Request) -> Result<Answered, AskError> {
     let peer = abstract_socket::peer(&stream).map_err(|error| silent(&error))?;
     // Whoever may not ask is told so without being heard, which may fail this.
     let _ = stream.write_all(format!("{request}\n").as_bytes());
-    let mut bytes = Vec::new();
-    match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(silent(&"5 seconds have passed"));
-        }
-        // Whoever answers without listening resets the connection behind the answer.
-        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(silent(&error)),
-        Ok(_) | Err(_) => {}
-    }
+    let bytes = read_answer(&stream).map_err(|error| {
+        let is_late = error.kind() == io::ErrorKind::WouldBlock;
+        if is_late { silent(&"5 seconds have passed") } else { silent(&error) }
+    })?;
     match String::from_utf8_lossy(&bytes).parse() {
         Ok(answer) => Ok(Answered { answer: printable(&answer), note: note(peer) }),
         Err(_) => Err(silent(&"the connection was closed")),
     }
+}
+
+/// All that the other side sends until it closes; `WouldBlock` if it takes too long for that.
+fn read_answer(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let start = clock::now();
+    let (mut bytes, mut chunk) = (Vec::new(), vec![0; READ_BYTES]);
+    while bytes.len() < ANSWER_BYTES_MAX {
+        let left = PATIENCE.saturating_sub(clock::now().since(start));
+        if left.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            // Whoever answers without listening resets the connection behind the answer.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Anybody may take the socket's name where no program has it, so an unexpected user is told: it is

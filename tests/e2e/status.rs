@@ -9,6 +9,7 @@ use std::os::unix::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 use std::process::Output;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -237,6 +238,25 @@ fn a_name_that_is_taken_is_a_warning_and_no_end() {
     // The name is free now: a predecessor that was ending may have had it.
     wait_until("it answers", || ask(&lab, &["show", "config"]).0 == 0);
     wait_until("the page warns no more", || engine.status()["warnings"] == Value::Array(vec![]));
+}
+
+#[test]
+fn whoever_answers_for_ever_is_not_heard_for_ever() {
+    let lab = Lab::new(0, Config::default());
+    let bind = || UnixListener::bind_addr(&SocketAddr::from_abstract_name("gwlbtun")?);
+    let taken = lab.topology.target().enter(bind).expect("the name is free");
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = taken.accept().expect("a client");
+        stream.write_all(b"0\nOK").expect("it listens");
+        // Each byte comes in time, until it listens no more.
+        while stream.write_all(b" ").is_ok() {
+            std::thread::park_timeout(Duration::from_millis(500));
+        }
+    });
+    let (status, text, errors) = ask(&lab, &["status"]);
+    answer.join().expect("it was asked");
+    assert_eq!((status, text.as_str()), (4, ""));
+    assert!(errors.contains("does not answer: 5 seconds have passed"), "{errors}");
 }
 
 #[test]
