@@ -20,6 +20,10 @@ use crate::types::request::Request;
 /// Endpoints whose hooks failed that are named.
 const FAILED_HOOKS_NAMED: usize = 16;
 
+/// What is wrong where nothing is any more.
+const RECOVERS: &str = "something was wrong until a moment ago: the health page says 503 for \
+                        up to 3 seconds more";
+
 /// What was settled at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -211,8 +215,9 @@ pub fn problems(page: &Page) -> Vec<String> {
     let named = named.iter().map(|problem| format!("{problem}; the log has its output"));
     let others = (!others.is_empty())
         .then(|| format!("hooks for {} more endpoints failed; see the log", others.len()));
+    let recovers = (!page.healthy && page.reasons.is_empty()).then(|| RECOVERS.to_owned());
     let told = page.reasons.iter().chain(&page.warnings).cloned();
-    told.chain(named).chain(others).collect()
+    recovers.into_iter().chain(told).chain(named).chain(others).collect()
 }
 
 /// Seconds to the millisecond.

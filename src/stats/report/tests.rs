@@ -151,7 +151,10 @@ fn the_condition_is_the_worst_there_is() {
         (answer.exit_status, word)
     };
     assert_eq!(condition(&page), (2, "FAILED".to_owned()));
-    page.healthy = true;
+    let reasons = std::mem::take(&mut page.reasons);
+    assert_eq!(condition(&page), (2, "FAILED".to_owned()));
+    assert!(problems(&page)[0].starts_with("something was wrong"), "a failure has a reason");
+    (page.healthy, page.reasons) = (true, reasons);
     assert_eq!(condition(&page), (1, "DEGRADED".to_owned()));
     page.reasons.clear();
     assert_eq!(condition(&page), (1, "DEGRADED".to_owned()));
