@@ -2,6 +2,7 @@
 //! sub-command. Exit codes and messages for people are decided here and nowhere else.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,10 +33,7 @@ fn main() -> ExitCode {
         Ok(None) => start(words),
         Ok(Some(Verb::Ask(request))) => ask(request),
         Ok(Some(Verb::Doctor(args))) => examine(&args),
-        Err(Refused::Help(text)) => {
-            print(&text);
-            Ok(ExitCode::SUCCESS)
-        }
+        Err(Refused::Help(text)) => print(&text).map(|()| ExitCode::SUCCESS),
         Err(Refused::Usage(text)) => Err(Failure::new(&text, verbs::EXIT_USAGE)),
     };
     match outcome {
@@ -68,9 +66,16 @@ fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
 }
 
-/// A reader who has seen enough, as head(1) does, is no failure.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// A reader who has seen enough, as head(1) does, is no failure; a disk that is full is one.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let text = format!("gwlbtun: the answer could not be written: {error}");
+            Err(Failure::new(&text, verbs::EXIT_OUTPUT))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Runs the program. The service manager is told if it fails, and only of this: a sub-command may
@@ -117,7 +122,7 @@ fn examine(args: &Args) -> Result<ExitCode, Failure> {
     let settings = Settings::new(args, &host).map_err(|error| fail(&error))?;
     let findings = doctor::examine(&settings, host.ram_bytes);
     for finding in &findings {
-        print(&format!("{finding}\n"));
+        print(&format!("{finding}\n"))?;
     }
     Ok(ExitCode::from(doctor::exit_status(&findings)))
 }
@@ -133,6 +138,6 @@ fn ask(request: Request) -> Result<ExitCode, Failure> {
     if exit_status == Answer::REFUSED {
         return Err(Failure::new(&text, exit_status));
     }
-    print(&text);
+    print(&text)?;
     Ok(ExitCode::from(exit_status))
 }

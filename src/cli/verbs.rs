@@ -25,6 +25,9 @@ use crate::types::request::Topic;
 /// numbers have a meaning of their own.
 pub const EXIT_USAGE: u8 = 64;
 
+/// Exit status where the answer could not be written (`EX_IOERR`).
+pub const EXIT_OUTPUT: u8 = 74;
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub enum Verb {

@@ -9,6 +9,7 @@ use std::os::unix::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 use std::process::Output;
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -238,6 +239,28 @@ fn a_name_that_is_taken_is_a_warning_and_no_end() {
     // The name is free now: a predecessor that was ending may have had it.
     wait_until("it answers", || ask(&lab, &["show", "config"]).0 == 0);
     wait_until("the page warns no more", || engine.status()["warnings"] == Value::Array(vec![]));
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure_and_a_reader_who_goes_is_none() {
+    let lab = Lab::new(0, Config::default());
+    let _engine = Engine::start(&lab, &[]);
+    let target = lab.topology.target();
+    for asked in ["status", "show config --json", "doctor", "show --help"] {
+        let script = format!("{PROGRAM} {asked} >/dev/full");
+        let output = target.command("sh").args(["-c", &script]).output().expect("sh");
+        let (status, _, errors) = parts(&output);
+        let said = "gwlbtun: the answer could not be written: No space left on device";
+        assert!(status == 74 && errors.starts_with(said), "{asked}: {status} {errors}");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
+    // The pipe has no reader by the time of the answer.
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = lab.topology.target().command(PROGRAM);
+    let output = command.arg("status").stdout(writer).stderr(Stdio::piped()).output();
+    let (status, _, errors) = parts(&output.expect("the program"));
+    assert_eq!((status, errors.as_str()), (0, ""));
 }
 
 #[test]
