@@ -2,7 +2,9 @@
 //!
 //! | file | duty |
 //! |---|---|
-//! | this one | the thread itself: events of the workers, signals, the end of the program |
+//! | this one | the thread itself: its start, signals, the end of the program |
+//! | `events` | what workers tell, what comes of it, and what they are told |
+//! | `housekeeping` | what is due every second |
 //! | `registry`, `slots` | which endpoints live, and where |
 //! | `life` | what happens to one endpoint, in order |
 //! | `strangers` | which endpoints have to make room for others |
@@ -26,8 +28,10 @@ mod answers;
 mod civil;
 mod console;
 mod downgrades;
+mod events;
 pub mod health;
 pub mod hooks;
+mod housekeeping;
 mod life;
 mod losses;
 pub mod netdev;
@@ -48,15 +52,11 @@ use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::Notify;
-use tokio::time;
-use tokio::time::Interval;
-use tokio::time::MissedTickBehavior;
 
 use crate::log::Log;
 use crate::log::LogEvent;
@@ -74,11 +74,7 @@ use crate::sys::Readiness;
 use crate::sys::clock;
 use crate::sys::fds;
 use crate::sys::service_manager::ServiceManager;
-use crate::sys::udp;
-use crate::types::Downgrade;
-use crate::types::DropReason;
 use crate::types::EndpointId;
-use crate::types::EndpointRef;
 use crate::types::Moment;
 use crate::types::WorkerId;
 use crate::worker::mailbox::Admission;
@@ -86,18 +82,12 @@ use crate::worker::mailbox::Command;
 use crate::worker::mailbox::Event;
 use crate::worker::mailbox::Mailbox;
 use crate::worker::mailbox::Policy;
-use crate::worker::mailbox::Refusal;
 use crate::worker::mailbox::Sample;
-use answers::Remedy;
 use health::Board;
 use health::Ports;
 use hooks::HookCommands;
 use hooks::HookLimits;
 use hooks::HookRunner;
-use life::Life;
-use life::Notice;
-use life::Permit;
-use netdev::NetdevError;
 use recent_hooks::RecentHooks;
 use registry::Phase;
 use registry::Registry;
@@ -105,15 +95,6 @@ use samples::Samples;
 use spread::Spreading;
 use status::Status;
 use words::Called;
-
-/// How often the state of the program is looked at.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
-/// How often the allowances of the instance are looked at: the driver asks its device for them.
-const ALLOWANCES_PAUSE: Duration = Duration::from_secs(5);
-
-/// Different reasons of failed creations that are told; each is told once.
-const REASONS_TOLD_MAX: usize = 64;
 
 /// What control needs. The workers run already.
 #[derive(Debug)]
@@ -312,7 +293,6 @@ impl Signals {
         }
     }
 }
-
 impl Control {
     fn greet(&self) {
         let version = env!("CARGO_PKG_VERSION");
@@ -332,7 +312,7 @@ impl Control {
 
     /// Ordinary work, until the end is asked for.
     async fn work(self: &Rc<Self>, signals: &mut Signals) {
-        let mut housekeeping = housekeeping();
+        let mut due = housekeeping::interval();
         loop {
             tokio::select! {
                 () = signals.next() => return,
@@ -341,7 +321,7 @@ impl Control {
                         return;
                     }
                 }
-                _ = housekeeping.tick() => self.keep_house(),
+                _ = due.tick() => self.keep_house(),
             }
         }
     }
@@ -355,137 +335,13 @@ impl Control {
         self.status.borrow_mut().set_stopping();
         self.hooks.skip_creations();
         self.registry.borrow().end_all();
-        let mut housekeeping = housekeeping();
+        let mut due = housekeeping::interval();
         while !self.registry.borrow().is_empty() {
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = signals.next() => self.hooks.skip_all(),
-                _ = housekeeping.tick() => self.keep_house(),
+                _ = due.tick() => self.keep_house(),
             }
-        }
-    }
-
-    /// What is due every second.
-    fn keep_house(self: &Rc<Self>) {
-        let now = clock::now();
-        self.try_refused_sources();
-        self.status.borrow_mut().judge(&self.workers, now);
-        self.look();
-        self.status.borrow().tie_again(&self.workers);
-        let news = self.status.borrow_mut().spread.look(&self.workers, now);
-        if let Some(news) = news {
-            self.log.line(LogEvent::SpreadChanged, &[], format_args!("{news}"));
-        }
-        if self.status.borrow().has_no_device() {
-            tokio_uring::spawn(Rc::clone(self).look_for_device());
-        }
-        self.tell_refusals();
-        self.make_room(now);
-        console::open(self);
-        if self.settings.metrics.is_some()
-            && now.since(self.allowances_asked.get()) >= ALLOWANCES_PAUSE
-        {
-            self.allowances_asked.set(Moment::from_nanos(u64::MAX));
-            tokio_uring::spawn(Rc::clone(self).look_at_allowances());
-        }
-    }
-
-    /// Looks what AWS says of this instance's allowances.
-    async fn look_at_allowances(self: Rc<Self>) {
-        if let Ok(nics) = self.netdev.allowances().await {
-            self.status.borrow_mut().nics = nics;
-        }
-        self.allowances_asked.set(clock::now());
-    }
-
-    /// Tells once who was turned away: an operator may not have meant that. Of endpoints it is told
-    /// again when there was a time without.
-    fn tell_refusals(&self) {
-        let limit = self.settings.endpoints_max;
-        let has_refused = self.told_status().has_refused();
-        if has_refused && !self.refusal_told.get() {
-            self.log.line(
-                LogEvent::EndpointRefused,
-                &[("limit", Value::Number(limit.into()))],
-                format_args!(
-                    "An endpoint was refused: there are {limit} already, or too many came at \
-                     once. --max-endpoints and --endpoint-burst set the limits."
-                ),
-            );
-        }
-        self.refusal_told.set(has_refused);
-        if let Some(id) = self.admission.first_denied()
-            && !self.denial_told.replace(true)
-        {
-            let called = self.called(id);
-            let text = format_args!("Traffic of {called} is dropped: --allow-endpoint lacks it.");
-            self.log.line(LogEvent::EndpointDenied, &[("endpoint", Value::Text(&id))], text);
-        }
-        if let Some(source) = self.status.borrow().last_stranger(&self.workers)
-            && !self.stranger_told.replace(true)
-        {
-            let text =
-                format_args!("Datagrams from {source} are dropped: --allow-source lacks it.");
-            self.log.line(LogEvent::SourceDenied, &[("source", Value::Text(&source))], text);
-        }
-    }
-
-    /// Asks idle strangers to go, if an endpoint was refused for want of room.
-    fn make_room(&self, now: Moment) {
-        if !self.admission.is_room_wanted() {
-            return;
-        }
-        let Settings { stranger_idle, endpoint_rate, .. } = *self.settings;
-        let strangers = self.status.borrow().idle_strangers(stranger_idle, now);
-        let mut registry = self.registry.borrow_mut();
-        let wanted = strangers::per_second(endpoint_rate, registry.still_going());
-        let asked = strangers.into_iter().filter(|&id| registry.ask_to_go(id));
-        let count = asked.take(wanted).count();
-        if count > 0 {
-            let text = format_args!(
-                "There is no room for another endpoint: {count} go that are idle and never had a \
-                 flow both ways."
-            );
-            let fields = [("endpoints", Value::Number(count as u64))];
-            self.log.line(LogEvent::EndpointsMadeRoom, &fields, text);
-        }
-    }
-
-    /// Looks whether what no worker could bind can be had by now.
-    fn try_refused_sources(&self) {
-        let mut status = self.status.borrow_mut();
-        for source in status.answers.to_try() {
-            // Workers share their ports, with this socket too.
-            if udp::open_sender(*source.ip(), source.port(), 0).is_ok() {
-                status.answers.is_free(source);
-                let again = format_args!("Can answer from UDP {source} again.");
-                let fields = [("source", Value::Text(&source))];
-                self.log.event(LogEvent::SendSocketUsable, &fields, again);
-            }
-        }
-    }
-
-    fn on_send_refused(&self, refusal: Refusal) {
-        let is_news = self.status.borrow_mut().answers.refused(refusal);
-        if is_news {
-            let text = format_args!("Cannot {}.", Remedy(refusal));
-            self.log.event(LogEvent::SendSocketRefused, &[], text);
-        }
-    }
-
-    fn on_downgraded(&self, worker: WorkerId, downgrade: Downgrade, errno: sys::Errno) {
-        let mut status = self.status.borrow_mut();
-        let problem = status.downgrades.add(worker, downgrade, errno);
-        let text = format_args!("From now on {problem}.");
-        let fields = [("worker", Value::Number(worker.0.into()))];
-        self.log.event(LogEvent::Downgraded, &fields, text);
-    }
-
-    /// Looks whether links can be made again. New endpoints would show that too, but a load
-    /// balancer sends none to a target that is not healthy.
-    async fn look_for_device(self: Rc<Self>) {
-        if self.netdev.probe().await.is_ok() {
-            self.status.borrow_mut().set_no_device(None);
         }
     }
 
@@ -518,126 +374,6 @@ impl Control {
         self.board.publish_picture(history.picture(&page, &hooks, now.since(self.started)));
     }
 
-    /// Listens to the workers for ever.
-    async fn hear(
-        self: Rc<Self>,
-        wake: Readiness,
-        eventfd: Arc<EventFd>,
-        events: Receiver<Event>,
-        samples: Receiver<Sample>,
-    ) {
-        while wake.wait().await.is_ok() {
-            eventfd.drain();
-            wake.clear();
-            for event in events.try_iter() {
-                self.on_event(event);
-            }
-            for sample in samples.try_iter() {
-                self.samples.show(&sample);
-            }
-        }
-    }
-
-    fn on_event(self: &Rc<Self>, event: Event) {
-        match event {
-            Event::EndpointSeen(worker, id) => self.on_endpoint_seen(worker, id),
-            Event::Detached(worker, endpoint) => {
-                let registry = self.registry.borrow();
-                registry.notify(endpoint, Notice::Detached(worker));
-            }
-            Event::QueueLost(worker, endpoint, side, errno) => {
-                let registry = self.registry.borrow();
-                registry.notify(endpoint, Notice::QueueLost(worker, side, errno));
-            }
-            Event::SendRefused(refusal) => self.on_send_refused(refusal),
-            Event::Downgraded(worker, downgrade, errno) => {
-                self.on_downgraded(worker, downgrade, errno);
-            }
-            Event::Failed(worker, error) => self.on_worker_failed(worker, error),
-        }
-    }
-
-    fn on_endpoint_seen(self: &Rc<Self>, worker: WorkerId, id: EndpointId) {
-        if self.stopping.get() {
-            self.post(worker, Command::Forget(id, DropReason::Shutdown));
-            return;
-        }
-        let is_new = self.registry.borrow_mut().announce(worker, id);
-        if is_new {
-            self.begin(id, HashSet::from([worker]));
-        }
-    }
-
-    /// Begins an endpoint's life for the workers that asked for it, if there is room for one more.
-    fn begin(self: &Rc<Self>, id: EndpointId, asked: HashSet<WorkerId>) {
-        if let Err(reason) = self.admission.begin(clock::now()) {
-            for worker in asked {
-                self.post(worker, Command::Forget(id, reason));
-            }
-            return;
-        }
-        let permit = Permit(Arc::clone(&self.admission));
-        let (endpoint, notices) = self.registry.borrow_mut().begin(id, asked);
-        let control = Rc::clone(self);
-        let life = Life { control, id, endpoint, notices, permit, lost: false };
-        tokio_uring::spawn(life.run());
-    }
-
-    /// The last act of a life, which has given its permit back. If it was asked for again, it
-    /// begins again. If its links were `lost`, it does in any case, if there is room.
-    fn life_ended(self: &Rc<Self>, id: EndpointId, endpoint: EndpointRef, lost: bool) {
-        let asked = self.registry.borrow_mut().end(id, endpoint);
-        self.changed.notify_one();
-        if self.stopping.get() {
-            for worker in asked {
-                self.post(worker, Command::Forget(id, DropReason::Shutdown));
-            }
-        } else if lost || !asked.is_empty() {
-            self.begin(id, asked);
-        }
-    }
-
-    fn on_worker_failed(&self, worker: WorkerId, error: sys::Error) {
-        let failure = ControlError::WorkerFailed(worker, error);
-        let fields = [("worker", Value::Number(worker.0.into()))];
-        self.log.line(LogEvent::WorkerFailed, &fields, format_args!("{failure}"));
-        let mut status = self.status.borrow_mut();
-        status.worker_failed(worker, failure.to_string());
-        self.failure.borrow_mut().get_or_insert(failure);
-        self.changed.notify_one();
-    }
-
-    /// Tells the page why an endpoint could not be set up, and the log once for each reason.
-    fn creation_failed(&self, id: EndpointId, error: &NetdevError) {
-        let remedy = no_room(error);
-        let problem =
-            format!("the interfaces for {} could not be made: {error}{remedy}", self.called(id));
-        self.status.borrow_mut().set_not_made(id, problem, clock::now());
-        let reason = match error {
-            NetdevError::Sys(error) => format!("{}: {}", error.call, error.errno.desc()),
-            NetdevError::Gone => error.to_string(),
-        };
-        let mut told = self.reasons_told.borrow_mut();
-        if told.len() < REASONS_TOLD_MAX && told.insert(reason) {
-            self.log.line(
-                LogEvent::EndpointFailed,
-                &[("endpoint", Value::Text(&id)), ("reason", Value::Text(error))],
-                format_args!(
-                    "Creating the interfaces for {} failed: {error}{remedy}.",
-                    self.called(id)
-                ),
-            );
-        }
-    }
-
-    /// Tells the workers that wait for an endpoint that it will not come.
-    fn forget(&self, id: EndpointId, reason: DropReason) {
-        let asked = self.registry.borrow_mut().take_asked(id);
-        for worker in asked {
-            self.post(worker, Command::Forget(id, reason));
-        }
-    }
-
     /// The endpoint's name in the log.
     fn called(&self, id: EndpointId) -> Called {
         Called(self.settings.compat, id)
@@ -651,52 +387,6 @@ impl Control {
     fn set_phase(&self, id: EndpointId, phase: Phase) {
         self.registry.borrow_mut().set_phase(id, phase);
     }
-
-    /// Leaves every worker the command that `command` makes for its place. Returns the workers
-    /// that did not get it.
-    fn post_all(&self, command: impl Fn(usize) -> Command) -> Vec<WorkerId> {
-        let workers = self.workers.iter().enumerate();
-        workers
-            .filter(|(index, worker)| !self.post(worker.id, command(*index)))
-            .map(|(_, worker)| worker.id)
-            .collect()
-    }
-
-    /// Leaves a worker a command. One that takes none does not turn any more; its heartbeat says
-    /// the same to the health page.
-    fn post(&self, worker: WorkerId, command: Command) -> bool {
-        let link = self.workers.get(worker.index());
-        let left = link.is_some_and(|link| link.mailbox.post(command).is_ok());
-        if !left {
-            self.log.event(
-                LogEvent::MailboxFull,
-                &[("worker", Value::Number(worker.0.into()))],
-                format_args!("worker {worker} takes no commands"),
-            );
-        }
-        left
-    }
-}
-
-/// What to do where links could not be made for want of descriptors.
-fn no_room(error: &NetdevError) -> &'static str {
-    match error {
-        NetdevError::Sys(error) if error.errno == sys::Errno::EMFILE => {
-            "; raise LimitNOFILE of the unit (prlimit --nofile of the process)"
-        }
-        NetdevError::Sys(error) if error.errno == sys::Errno::ENFILE => {
-            "; raise sysctl fs.file-max"
-        }
-        NetdevError::Sys(_) | NetdevError::Gone => "",
-    }
-}
-
-/// The clock of the housekeeping. After a standstill it goes on from there, and does not make up
-/// for what was missed with a burst of judgements.
-fn housekeeping() -> Interval {
-    let mut housekeeping = time::interval(HOUSEKEEPING);
-    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    housekeeping
 }
 
 #[cfg(test)]

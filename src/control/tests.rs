@@ -8,6 +8,8 @@ use crate::log::page::Page;
 use crate::settings::Host;
 use crate::stats::report::Facts;
 use crate::sys::Errno;
+use crate::types::DropReason;
+use crate::types::EndpointRef;
 use crate::types::Offload;
 use crate::types::Side;
 use crate::worker::mailbox::AdmissionPlan;
@@ -26,6 +28,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 /// A signal reaches every control of the process, so there is one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
