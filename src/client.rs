@@ -73,6 +73,12 @@ pub enum NotRunning {
          nsenter -t {0} -n gwlbtun status"
     )]
     Elsewhere(u32),
+    /// Somewhere, as far as this user may see.
+    #[error(
+        "no gwlbtun answers in this network namespace, and only root can see in which one process \
+         {0} runs: sudo gwlbtun status"
+    )]
+    Hidden(u32),
     /// Here, without the socket.
     #[error(
         "gwlbtun runs here as process {0}, but does not listen: it is starting or stopping, or \
@@ -152,11 +158,11 @@ fn printable(answer: &Answer) -> Answer {
 /// Looks for a process of this name, as far as `/proc` shows others.
 fn look_around() -> NotRunning {
     let namespace = |process: &str| {
-        fs::metadata(format!("/proc/{process}/ns/net")).ok().map(|file| (file.dev(), file.ino()))
+        fs::metadata(format!("/proc/{process}/ns/net")).map(|file| (file.dev(), file.ino()))
     };
-    let here = namespace("self");
+    let here = namespace("self").ok();
     let own = std::process::id();
-    let mut elsewhere = None;
+    let (mut elsewhere, mut hidden) = (None, None);
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
@@ -166,12 +172,16 @@ fn look_around() -> NotRunning {
             continue;
         }
         match namespace(&process.to_string()) {
-            Some(there) if Some(there) == here => return NotRunning::Deaf(process),
-            Some(_) => elsewhere = elsewhere.or(Some(process)),
-            None => {}
+            Ok(there) if Some(there) == here => return NotRunning::Deaf(process),
+            Ok(_) => elsewhere = elsewhere.or(Some(NotRunning::Elsewhere(process))),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                hidden = hidden.or(Some(NotRunning::Hidden(process)));
+            }
+            // It has just ended.
+            Err(_) => {}
         }
     }
-    elsewhere.map_or(NotRunning::Nowhere, NotRunning::Elsewhere)
+    elsewhere.or(hidden).unwrap_or(NotRunning::Nowhere)
 }
 
 /// Whether a process of our name is one that asks, as this one.

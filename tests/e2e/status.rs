@@ -141,6 +141,10 @@ fn no_program_is_status_3_and_says_where_there_is_one() {
     assert_eq!(run_under(&lab.topology.gwlb(), &inside, &["status"]).status.code(), Some(0));
     let (status, _, errors) = parts(&run_under(&lab.topology.gwlb(), &[], &["status"]));
     assert!(status == 3 && errors.contains("does in another one: sudo nsenter -t "), "{errors}");
+    // Who may not see where that is does not say that there is none.
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let (status, _, errors) = parts(&run_under(&lab.topology.gwlb(), &nobody, &["status"]));
+    assert!(status == 3 && errors.contains("only root can see in which one process"), "{errors}");
 }
 
 #[test]
