@@ -30,7 +30,7 @@ impl Control {
         self.try_refused_sources();
         self.status.borrow_mut().judge(&self.workers, now);
         self.look();
-        self.status.borrow().tie_again(&self.workers);
+        self.status.borrow().ties.tie_again(&self.workers);
         let news = self.status.borrow_mut().spread.look(&self.workers, now);
         if let Some(news) = news {
             self.log.line(LogEvent::SpreadChanged, &[], format_args!("{news}"));

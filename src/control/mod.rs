@@ -14,6 +14,7 @@
 //! | `samples` | packets that workers looked at, for the log |
 //! | `answers` | from where no answer can leave |
 //! | `losses` | which drops are going on |
+//! | `ties` | whether workers are still tied to their cores |
 //! | `status`, `health` | the state of the program, and the ports that tell it |
 //! | `service` | what the service manager is told |
 //! | `civil` | points in time as metrics have them |
@@ -43,6 +44,7 @@ mod slots;
 pub mod spread;
 mod status;
 mod strangers;
+mod ties;
 mod words;
 
 use std::cell::Cell;

@@ -19,6 +19,7 @@ use super::losses::Watched;
 use super::spread::Spread;
 use super::spread::Spreading;
 use super::strangers;
+use super::ties::Ties;
 use crate::settings::Settings;
 use crate::stats::EndpointCell;
 use crate::stats::EndpointRow;
@@ -32,8 +33,6 @@ use crate::stats::WorkerRow;
 use crate::stats::WorkerSnapshot;
 use crate::steering::sources::Refused;
 use crate::steering::sources::SourceFilter;
-use crate::sys::affinity;
-use crate::sys::affinity::Place;
 use crate::sys::link;
 use crate::types::DropReason;
 use crate::types::EndpointId;
@@ -117,8 +116,8 @@ pub(super) struct Status {
     /// How datagrams are spread.
     pub(super) spread: Spread,
     losses: Losses,
-    /// The core that each worker is tied to.
-    cores: Vec<Option<usize>>,
+    /// Where workers are tied to.
+    pub(super) ties: Ties,
     offload: Offload,
     source_filter: Option<SourceFilter>,
     no_return: bool,
@@ -179,7 +178,7 @@ impl Status {
             downgrades: Downgrades::default(),
             spread: Spread::new(spreading),
             losses: Losses::default(),
-            cores: settings.workers.iter().map(|spec| spec.core).collect(),
+            ties: Ties::new(settings.workers.iter().map(|spec| spec.core).collect()),
             offload: settings.offload,
             source_filter,
             no_return: !settings.returns,
@@ -419,40 +418,7 @@ impl Status {
         let sends = self.answers.warnings().chain(self.downgrades.warnings());
         let sends = sends.chain(self.losses.warnings());
         let told = refused.into_iter().chain(not_made).chain(lost).chain(sends).chain(spread);
-        told.chain(self.untied_warning(workers)).chain(self.no_console.clone()).collect()
-    }
-
-    /// Workers that are not where they were tied to, and their cores.
-    fn untied<'a>(
-        &'a self,
-        workers: &'a [WorkerLink],
-    ) -> impl Iterator<Item = (&'a WorkerLink, usize, Place)> {
-        let tied = workers.iter().zip(&self.cores);
-        tied.filter_map(|(worker, core)| {
-            let place = affinity::place_of(worker.thread_id, (*core)?)?;
-            (place != Place::Tied).then_some((worker, (*core)?, place))
-        })
-    }
-
-    /// Ties workers again that may run on their cores, but elsewhere too: the kernel has set them
-    /// loose when a core went, and it is back. Who may not run there was moved, and stays.
-    pub(super) fn tie_again(&self, workers: &[WorkerLink]) {
-        for (worker, core, place) in self.untied(workers) {
-            if place == Place::Loose {
-                affinity::tie(worker.thread_id, core);
-            }
-        }
-    }
-
-    fn untied_warning(&self, workers: &[WorkerLink]) -> Option<String> {
-        let list: Vec<_> = self.untied(workers).map(|(worker, ..)| worker.id.to_string()).collect();
-        (!list.is_empty()).then(|| {
-            format!(
-                "not tied to their cores any more: workers {}; a core is offline, or a cpuset or \
-                 taskset moved them",
-                list.join(", ")
-            )
-        })
+        told.chain(self.ties.warning(workers)).chain(self.no_console.clone()).collect()
     }
 
     /// The page of this moment, which tells of losses since `shown`.
