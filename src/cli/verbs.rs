@@ -59,7 +59,8 @@ enum Command {
     ///
     /// The first word is OK, DEGRADED (it serves, and something should be looked at) or FAILED (the
     /// load balancer is told to send flows elsewhere), with exit status 0, 1 and 2. Status 3: none
-    /// runs here; 4: it does not answer, or not to this user; 64: wrong usage.
+    /// runs here; 4: it does not answer, or not to this user; 64: wrong usage; 74: the answer could
+    /// not be written.
     Status {
         /// As JSON, for programs.
         #[arg(long)]
@@ -67,7 +68,7 @@ enum Command {
     },
     /// Show endpoints, workers, drops, hooks, features or config of the running gwlbtun.
     ///
-    /// Exit status 0, or 3, 4 and 64 as with status.
+    /// Exit status 0, or 3, 4, 64 and 74 as with status.
     Show {
         /// What to show: endpoints, workers, drops, hooks, features or config.
         #[arg(value_parser = str::parse::<Topic>)]
@@ -79,7 +80,7 @@ enum Command {
     /// Look at this host with the eyes of gwlbtun, which need not run; change nothing.
     ///
     /// One line for each check, which begins with OK, WARN or FAIL and ends with what to do. Exit
-    /// status 0 if none failed, else 1; 64: wrong usage.
+    /// status 0 if none failed, else 1; 64: wrong usage; 74: they could not be written.
     #[command(disable_help_flag = true)]
     Doctor {
         /// The flags that gwlbtun is, or will be, started with.
