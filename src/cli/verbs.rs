@@ -2,8 +2,8 @@
 //!
 //! Everything else is the command line of the program that we replace, which passes over words
 //! that mean nothing to it; so only the very first word is looked at. That one has to be known: who
-//! mistypes "status" wants no program to start. An answer goes to standard output and help too, with
-//! status 0, as with other tools of today.
+//! mistypes "status" wants no program to start. An answer goes to standard output and help too,
+//! with status 0, as with other tools of today.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
