@@ -59,6 +59,7 @@ use crate::sys::clock;
 use crate::types::EndpointId;
 use crate::types::LinkName;
 use output::Output;
+use output::Reads;
 
 /// Hooks that wait for their turn; control asks for one per endpoint at a time.
 const QUEUE: usize = 4096;
@@ -170,6 +171,7 @@ pub struct HookRunner {
     queue: mpsc::Sender<Job>,
     skip: watch::Sender<Skip>,
     tally: HookTally,
+    reads: Reads,
 }
 
 /// A request, and what is to happen on its way.
@@ -196,9 +198,10 @@ impl HookRunner {
     pub fn start(limits: HookLimits, log: Log) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (skip, skipped) = watch::channel(Skip::None);
-        let tally = HookTally::default();
-        tokio_uring::spawn(run_in_turn(requests, skipped, limits, (log, tally.clone())));
-        Self { queue, skip, tally }
+        let (tally, reads) = (HookTally::default(), Reads::default());
+        let run = Run { limits, log, reads: reads.clone() };
+        tokio_uring::spawn(run_in_turn(requests, skipped, run, tally.clone()));
+        Self { queue, skip, tally, reads }
     }
 
     /// What hooks did so far.
@@ -231,24 +234,38 @@ impl HookRunner {
     pub fn skip_all(&self) {
         self.skip.send_replace(Skip::All);
     }
+
+    /// Reads no output any more. The runtime may end only after this.
+    pub async fn close(&self) {
+        self.reads.close().await;
+    }
+}
+
+/// What each hook is run with.
+#[derive(Clone, Debug)]
+struct Run {
+    limits: HookLimits,
+    log: Log,
+    reads: Reads,
 }
 
 /// Takes one request after the other, each when there is a turn free for it.
 async fn run_in_turn(
     mut requests: mpsc::Receiver<Job>,
     skipped: watch::Receiver<Skip>,
-    limits: HookLimits,
-    (log, tally): (Log, HookTally),
+    how: Run,
+    tally: HookTally,
 ) {
-    let turns = Arc::new(Semaphore::new(limits.jobs.max(1).into()));
+    let turns = Arc::new(Semaphore::new(how.limits.jobs.max(1).into()));
     while let Some(Job { request, on_turn, reply }) = requests.recv().await {
         let turn = Arc::clone(&turns).acquire_owned().await;
-        let (skipped, log, tally) = (skipped.clone(), log.clone(), tally.clone());
+        let (skipped, how, tally) = (skipped.clone(), how.clone(), tally.clone());
+        let next_after = how.limits.next_after;
         let run = tokio_uring::spawn(async move {
             let outcome = if on_turn() {
                 let start = clock::precise();
                 tally.began();
-                let outcome = run_one(&request, skipped, limits, log).await;
+                let outcome = run_one(&request, skipped, how).await;
                 tally.ended(request.action, &outcome, clock::precise().since(start));
                 outcome
             } else {
@@ -259,7 +276,7 @@ async fn run_in_turn(
         });
         tokio_uring::spawn(async move {
             // When time is up, the hook goes on by itself.
-            let _ = time::timeout(limits.next_after, run).await;
+            let _ = time::timeout(next_after, run).await;
             drop(turn);
         });
     }
@@ -269,8 +286,7 @@ async fn run_in_turn(
 async fn run_one(
     request: &HookRequest,
     mut skipped: watch::Receiver<Skip>,
-    limits: HookLimits,
-    log: Log,
+    Run { limits, log, reads }: Run,
 ) -> HookOutcome {
     let is_left_out = match *skipped.borrow() {
         Skip::None => false,
@@ -282,7 +298,7 @@ async fn run_one(
     }
     let hook = (request.action, request.id);
     let (mut child, mut output) =
-        match start(request, limits.open_files, Output::new(log, hook, limits)) {
+        match start(request, limits.open_files, Output::new(reads, log, hook, limits)) {
             Ok(started) => started,
             Err(error) => return HookOutcome::NotStarted(error.to_string()),
         };

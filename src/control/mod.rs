@@ -278,6 +278,7 @@ async fn supervise(parts: Parts) -> Result<(), ControlError> {
     control.report_to_service_manager();
     control.work(&mut signals).await;
     control.wind_up(&mut signals).await;
+    control.hooks.close().await;
     control.failure.take().map_or(Ok(()), Err)
 }
 

@@ -3,13 +3,20 @@
 //! A read is submitted only when poll says that there is something. One that waited in the ring
 //! on a daemon's pipe would hold up the hook's end for as long as the daemon lives, and
 //! `O_NONBLOCK` does not prevent that: io_uring waits on such a pipe all the same (Linux 6.18).
+//!
+//! The program may not end while a read is under way: tokio-uring 0.5 frees the buffer of a read
+//! that nobody waits for any more before the kernel has let go of it, and Linux 6.1 hands reads of
+//! pipes to a thread. So [`Reads`] knows of all, and can be closed.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time;
 
 use super::HookAction;
@@ -29,8 +36,45 @@ const UNSEEN_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes after which a line is cut in two.
 const LINE_BYTES_MAX: usize = 1024;
 
+/// The reads of all hooks' outputs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reads(Rc<ReadsState>);
+
+#[derive(Debug, Default)]
+struct ReadsState {
+    under_way: Cell<usize>,
+    is_closed: Cell<bool>,
+    one_ended: Notify,
+}
+
+impl Reads {
+    /// Begins none any more, and waits for those that are under way. Each has something to read, so
+    /// that is soon.
+    pub(super) async fn close(&self) {
+        self.0.is_closed.set(true);
+        while self.under_way() > 0 {
+            self.0.one_ended.notified().await;
+        }
+    }
+
+    /// How many are under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.0.under_way.get()
+    }
+
+    fn began(&self) {
+        self.0.under_way.set(self.under_way() + 1);
+    }
+
+    fn ended(&self) {
+        self.0.under_way.set(self.under_way() - 1);
+        self.0.one_ended.notify_one();
+    }
+}
+
 /// The reading end of a hook's output, and where its lines go.
 pub(super) struct Output {
+    reads: Reads,
     ready: Readiness,
     pipe: tokio_uring::fs::File,
     open: bool,
@@ -42,12 +86,14 @@ impl Output {
     /// A pipe with its two writing ends, for standard output and standard error. `hook` starts
     /// each line in the log.
     pub(super) fn new(
+        reads: Reads,
         log: Log,
         hook: (HookAction, EndpointId),
         limits: HookLimits,
     ) -> io::Result<(Self, Stdio, Stdio)> {
         let (reader, writer) = io::pipe()?;
         let output = Self {
+            reads,
             ready: Readiness::of(&reader).map_err(io::Error::other)?,
             pipe: tokio_uring::fs::File::from_std(File::from(OwnedFd::from(reader))),
             open: true,
@@ -79,9 +125,14 @@ impl Output {
     /// Reads what is there, and logs it. One read and no more: a hook that writes without end must
     /// not keep its caller from looking at the clock.
     pub(super) async fn take(&mut self) {
+        if self.reads.0.is_closed.get() {
+            self.open = false;
+        }
         if self.open && self.ready.is_readable() {
             let buffer = std::mem::take(&mut self.buffer);
+            self.reads.began();
             let (result, buffer) = self.pipe.read_at(buffer, 0).await;
+            self.reads.ended();
             self.buffer = buffer;
             match result {
                 Ok(count @ 1..) => self.lines.add(&self.buffer[..count]),

@@ -54,12 +54,25 @@ fn short() -> HookLimits {
     }
 }
 
+/// Something with a runner, which is closed at the end as by the program.
+fn with_runner<T>(
+    limits: HookLimits,
+    paper: &Paper,
+    scene: impl AsyncFnOnce(HookRunner) -> T,
+) -> T {
+    tokio_uring::start(async {
+        let runner = HookRunner::start(limits, paper.log.clone());
+        let outcome = scene(runner.clone()).await;
+        runner.close().await;
+        outcome
+    })
+}
+
 /// Runs one hook; its outcome and its lines in the log.
 fn run(command: &str, limits: HookLimits) -> (HookOutcome, Vec<String>) {
     let paper = Paper::new();
-    let outcome = tokio_uring::start(async {
-        HookRunner::start(limits, paper.log.clone()).run(request(command), || true).await
-    });
+    let run = async |runner: HookRunner| runner.run(request(command), || true).await;
+    let outcome = with_runner(limits, &paper, run);
     (outcome, paper.lines())
 }
 
@@ -111,9 +124,8 @@ fn a_path_with_blanks_is_run_as_it_is() {
     let paper = Paper::new();
     let limits = HookLimits { open_files: Some(99), ..HookLimits::default() };
     let file = HookRequest { command: HookCommand::File(path.clone().into()), ..request("") };
-    let outcome = tokio_uring::start(async {
-        HookRunner::start(limits, paper.log.clone()).run(file, || true).await
-    });
+    let run = async |runner: HookRunner| runner.run(file, || true).await;
+    let outcome = with_runner(limits, &paper, run);
     std::fs::remove_file(path).unwrap();
     assert_eq!((outcome.is_success(), paper.lines()), (true, vec!["4 CREATE".into(), "99".into()]));
 }
@@ -195,8 +207,7 @@ fn one_that_hangs_is_killed_with_its_group() {
 #[test]
 fn one_that_hangs_delays_the_next_and_does_not_stop_it() {
     let paper = Paper::new();
-    tokio_uring::start(async {
-        let runner = HookRunner::start(short(), paper.log.clone());
+    with_runner(short(), &paper, async |runner| {
         let hanging = tokio_uring::spawn({
             let runner = runner.clone();
             async move { runner.run(request("echo first; sleep 60; :"), || true).await }
@@ -212,8 +223,7 @@ fn one_that_hangs_delays_the_next_and_does_not_stop_it() {
 #[test]
 fn hooks_run_one_after_the_other() {
     let paper = Paper::new();
-    tokio_uring::start(async {
-        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+    with_runner(HookLimits::default(), &paper, async |runner| {
         let run = |name| {
             let command = format!("echo {name} starts; sleep 0.05; echo {name} ends; :");
             let runner = runner.clone();
@@ -229,9 +239,7 @@ fn hooks_run_one_after_the_other() {
 fn most_at_a_time(jobs: u16) -> u32 {
     let paper = Paper::new();
     let (now, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-    tokio_uring::start(async {
-        let runner =
-            HookRunner::start(HookLimits { jobs, ..HookLimits::default() }, paper.log.clone());
+    with_runner(HookLimits { jobs, ..HookLimits::default() }, &paper, async |runner| {
         let hooks: Vec<_> = (0..6)
             .map(|_| {
                 let (runner, now, most) = (runner.clone(), Rc::clone(&now), Rc::clone(&most));
@@ -265,8 +273,7 @@ fn as_many_at_a_time_as_there_are_jobs() {
 fn a_daemon_with_the_pipe_delays_nothing_and_is_heard() {
     let paper = Paper::new();
     let limits = HookLimits::default();
-    tokio_uring::start(async {
-        let runner = HookRunner::start(limits, paper.log.clone());
+    with_runner(limits, &paper, async |runner| {
         let script = "(sleep 0.3; echo late; exec sleep 60) & echo $!; :";
         assert!(runner.run(request(script), || true).await.is_success());
         time::sleep(Duration::from_millis(800)).await;
@@ -302,8 +309,7 @@ fn output_is_capped_and_cut_into_lines() {
 fn a_second_request_to_stop_ends_the_waiting() {
     let paper = Paper::new();
     let turns = Rc::new(Cell::new(0));
-    tokio_uring::start(async {
-        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+    with_runner(HookLimits::default(), &paper, async |runner| {
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let runner = runner.clone();
@@ -337,8 +343,7 @@ fn one_that_writes_without_end_is_killed_like_any_other() {
 #[test]
 fn a_daemon_that_writes_without_end_does_not_keep_the_hook_from_ending() {
     let paper = Paper::new();
-    tokio_uring::start(async {
-        let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+    with_runner(HookLimits::default(), &paper, async |runner| {
         let run = runner.run(request("yes & yes & yes & yes & sleep 0.1; :"), || true);
         let outcome = time::timeout(Duration::from_secs(10), run).await;
         assert!(outcome.expect("the shell has ended").is_success());
@@ -346,4 +351,23 @@ fn a_daemon_that_writes_without_end_does_not_keep_the_hook_from_ending() {
     // Its pipe is closed now, which ends it.
     let lines = paper.lines();
     assert!(lines.iter().any(|line| line == "y"), "{lines:?}");
+}
+
+/// A read that is under way when the program ends would write into freed memory.
+#[test]
+fn when_it_is_closed_nothing_is_read_any_more() {
+    for _ in 0..20 {
+        let paper = Paper::new();
+        tokio_uring::start(async {
+            let runner = HookRunner::start(HookLimits::default(), paper.log.clone());
+            for _ in 0..4 {
+                assert!(runner.run(request("yes & yes & :"), || true).await.is_success());
+            }
+            runner.close().await;
+            for _ in 0..100 {
+                assert_eq!(runner.reads.under_way(), 0);
+                tokio::task::yield_now().await;
+            }
+        });
+    }
 }
