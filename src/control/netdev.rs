@@ -339,13 +339,13 @@ mod tests {
     #[test]
     fn a_link_that_is_up_has_room() {
         in_private_namespace(|| async {
-            let mut netdev = Netdev::new(Offload::ALL, false, &Side::BOTH).unwrap();
+            let mut netdev = Netdev::new(Offload::ALL.floor(), false, &Side::BOTH).unwrap();
             let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
             let others = move || {
                 unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
                 while stopped.try_recv() == Err(TryRecvError::Empty) {
                     let name = LinkName::of(EndpointId(1), Side::Gwi);
-                    drop(tun::create(name, 2, Offload::ALL).unwrap());
+                    drop(tun::create(name, 2, Offload::ALL.floor()).unwrap());
                 }
             };
             let others = [others.clone(), others].map(thread::spawn);
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn links_come_up_as_asked_and_go() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             let mut pairs = Vec::new();
             for id in 1..=3 {
                 pairs.push(netdev.create(EndpointId(id), 2).await.unwrap());
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn r26_a_stranger_with_the_number_of_a_deleted_link_stays() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             let pair = netdev.create(EndpointId(1), 2).await.unwrap();
             let ip = |line: &str| {
                 let status =
@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn links_go_with_the_last_handle() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             let pair = netdev.create(EndpointId(9), 3).await.unwrap();
             assert_eq!(link_lines().lines().count(), 2);
             drop(netdev);
@@ -439,7 +439,7 @@ mod tests {
     #[test]
     fn the_kernel_s_reason_comes_back() {
         in_private_namespace(|| async {
-            let (netdev, thread) = spawn(Offload::ALL, true, &Side::BOTH).unwrap();
+            let (netdev, thread) = spawn(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             let error = netdev.create(EndpointId(1), 257).await.unwrap_err();
             let NetdevError::Sys(error) = error else {
                 panic!("{error}");
@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn links_that_nobody_waits_for_are_not_made() {
         in_private_namespace(|| async {
-            let mut netdev = Netdev::new(Offload::ALL, true, &Side::BOTH).unwrap();
+            let mut netdev = Netdev::new(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             for id in 1..=3 {
                 let (reply, waits) = oneshot::channel();
                 let waits = (id == 2).then_some(waits);

@@ -76,7 +76,8 @@ impl Rig {
         let control = thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
             prepare();
-            let (netdev, netdev_thread) = netdev::spawn(Offload::ALL, true, &Side::BOTH).unwrap();
+            let (netdev, netdev_thread) =
+                netdev::spawn(Offload::ALL.floor(), true, &Side::BOTH).unwrap();
             let settings = Arc::new(settings);
             let outcome = run(Parts {
                 settings: Arc::clone(&settings),
