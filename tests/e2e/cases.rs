@@ -123,10 +123,12 @@ impl<'a> Ends<'a> {
     }
 }
 
-/// A datagram that everybody delivers and returns.
+/// A datagram that everybody delivers and returns. What arrives together is not in order among
+/// flows: TCP waits for more of its kind until all has been looked at, so nothing is behind it.
 fn marker(endpoint: u64, number: usize) -> Vec<u8> {
     let path = (Ipv4Addr::new(192, 0, 2, 1).into(), V4.1);
-    let inner = packets::udp(path, (7, 9), &number.to_be_bytes());
+    let number = u32::try_from(number).expect("few cases");
+    let inner = packets::tcp(path, (7, 9), number, &number.to_be_bytes());
     [layout::geneve_header(endpoint, 0x00ca_fe00, &inner), inner].concat()
 }
 

@@ -52,3 +52,11 @@ pub(crate) fn require() {
         missing.join(", ")
     );
 }
+
+/// Whether a TUN of this kernel takes and gives UDP super-packets: since Linux 6.2.
+pub(crate) fn kernel_merges_udp() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).expect("a number");
+    (next(), next()) >= (6, 2)
+}
