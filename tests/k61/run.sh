@@ -50,8 +50,8 @@ limit_secs=${extra:+2400}
 limit_secs=${limit_secs:-600}
 # busybox has the small tools; its own shell would prefer its own ip and tc. Tests of EXTRA may
 # want python3.
-packages=(bash busybox-static curl dash ethtool iproute2 iputils-ping libgcc-s1 python3-minimal
-    util-linux)
+packages=(bash busybox-static coreutils curl dash ethtool iproute2 iputils-ping libgcc-s1 nftables
+    python3 util-linux)
 
 as_root=()
 [ "$(id -u)" = 0 ] || as_root=(sudo)
@@ -87,6 +87,7 @@ download() {
     rm -rf "$cache"/*.deb "$cache/apt" "$cache"/unpacked/usr/share/{doc,info,locale,man}
     ln -sf dash "$cache/unpacked/bin/sh"
     # Only a complete download has this name.
+    echo "${packages[*]}" >"$cache/unpacked/packages"
     mv "$cache/unpacked" "$cache/system"
 }
 
@@ -95,7 +96,7 @@ add_modules() {
     local module
     for module; do
         modprobe -d "$cache/kernel" -S "$kernel" --show-depends "$module"
-    done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | while read -r module; do
+    done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r module; do
         cp -n "$module" "$tree/modules"
         echo "/modules/${module##*/}"
     done >"$tree/modules/order"
@@ -106,7 +107,7 @@ build_initramfs() {
     cp -a "$cache/system" "$tree"
     mkdir -p "$tree"/{dev,etc,modules,proc,root,run,sys,tmp,k61}
     cp "$built/gwlbtun" "$built/examples/gwlb-sim" "$tree/k61"
-    add_modules tun veth sch_ingress cls_u32 act_mirred act_police
+    add_modules tun veth sch_ingress cls_u32 act_mirred act_police sch_tbf nf_tables nft_ct
     cp example-scripts/create-passthrough.sh example-scripts/hook-lib.sh "$tree/k61"
     cp tests/k61/init.sh "$tree/init"
     [ -z "$extra" ] || cp -a "$extra/." "$tree"
@@ -123,7 +124,7 @@ boot() {
         sed -u 's/\r$//' | tee "$log" | { grep --line-buffered '^k61: ' || true; }
 }
 
-[ -d "$cache/system" ] || download
+[ "$(cat "$cache/system/packages" 2>/dev/null)" = "${packages[*]}" ] || download
 kernel=$(ls "$cache/kernel/lib/modules")
 cargo build --release --locked --quiet "${cargo[@]}" --bin gwlbtun --example gwlb-sim
 build_initramfs
