@@ -153,7 +153,7 @@ fn ask(socket: libc::c_int, link: &str, words: &mut [u64]) -> Result<(), Errno> 
         return Err(Errno::ENODEV);
     }
     for (to, from) in request.ifr_name.iter_mut().zip(link.bytes()) {
-        *to = from.cast_signed() as _;
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
     // SAFETY: the request is valid, its name ends with a zero, and what it points to has room for
