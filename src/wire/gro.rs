@@ -13,7 +13,7 @@
 //! | TCP flags | ACK; PSH beside it ends the super-packet |
 //! | TCP sequence number | right behind the last one |
 //! | TCP acknowledgment, byte 12, window, urgent pointer, options | as the first one's |
-//! | payload | 1 byte at least, no longer than the first one's; a shorter one is the last |
+//! | payload | the first one's: 8 bytes at least; none is longer, and a shorter one is the last |
 //! | checksums | valid, and the one of the two forms of zero that a sender writes; UDP has one |
 //!
 //! That contains the rules of the kernel's own GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`) and
@@ -40,6 +40,10 @@ use crate::wire::tcp::flag;
 use crate::wire::udp;
 use crate::wire::virtio_net;
 use crate::wire::virtio_net::Gso;
+
+/// Shortest payload with which others are merged: Linux cuts into no shorter ones, whatever a
+/// virtio header says (Debian's 6.1.192: a size of 2 becomes 8; the kernel's `TCP_MIN_GSO_SIZE`).
+const SEGMENT_BYTES_MIN: u16 = 8;
 
 /// Longest headers of a packet that may be merged: IPv6 and TCP with all options.
 const HEADERS_BYTES_MAX: usize = ipv6::HEADER_BYTES + 60;
@@ -265,7 +269,8 @@ impl Run {
         let is_alike = next.family == self.first.family
             && next.transport == self.first.transport
             && next.headers_bytes == self.first.headers_bytes
-            && next.payload_bytes <= self.first.payload_bytes;
+            && next.payload_bytes <= self.first.payload_bytes
+            && self.first.payload_bytes >= SEGMENT_BYTES_MIN;
         let Some(headers) = packet.get(..self.headers.len()) else {
             return false;
         };

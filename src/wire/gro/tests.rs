@@ -382,6 +382,19 @@ fn identifications_count_up_or_are_zero_with_df() {
     assert!(!first(0, 0x4000) && first(0, 0) && first(1, 0x4000));
 }
 
+/// Linux 6.1.192 cuts a super-packet into segments of 8 bytes where shorter ones are asked for.
+#[test]
+fn what_linux_would_cut_otherwise_is_not_merged() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let of = |bytes| Recipe { payload: vec![7; bytes], ..Recipe::stream(false, transport) };
+        assert!(merges(&of(8), |_| {}), "{transport:?}");
+        assert!(merges(&of(8), |next| next.payload.truncate(1)), "{transport:?}");
+        for bytes in 1..8 {
+            assert!(!merges(&of(bytes), |_| {}), "{transport:?}: {bytes} bytes");
+        }
+    }
+}
+
 #[test]
 fn nothing_follows_a_push_a_short_packet_or_64_kib() {
     let tcp = Recipe::stream(false, Transport::Tcp);
