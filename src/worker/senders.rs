@@ -182,7 +182,7 @@ impl Senders {
             spare: None,
             hand: 0,
             chosen: VecDeque::with_capacity(jobs_max),
-            waiting: VecDeque::with_capacity(waiting_max),
+            waiting: VecDeque::with_capacity(waiting_max.max(super::OPERATIONS_MAX as usize)),
             waiting_buffers: 0,
             waiting_max,
             receiver: unused,
@@ -298,7 +298,8 @@ impl Senders {
         self.waiting.is_empty() || self.waiting_buffers + buffers <= self.waiting_max
     }
 
-    /// Puts a send among those that wait, by its age.
+    /// Puts a send among those that wait, by its age. One that was refused has been under way, so
+    /// it may wait in any case, and not for long.
     fn enqueue(
         &mut self,
         desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
@@ -306,7 +307,7 @@ impl Senders {
         refused: Option<Errno>,
     ) {
         let Sending { age, buffers, .. } = desk.driver.sending(token).expect("it is prepared");
-        if !self.may_wait(buffers) {
+        if refused.is_none() && !self.may_wait(buffers) {
             desk.drop_send(token, DropReason::SendFull);
             return;
         }
@@ -347,8 +348,8 @@ impl Senders {
         Outcome::Unsent
     }
 
-    /// A send waits until its socket has room. One that was refused too: that way it hears whether
-    /// a later one has overtaken it.
+    /// A send waits until its socket has room. One that was refused waits for those that are under
+    /// way: that way it hears whether a later one has overtaken it.
     fn hold_back(
         &mut self,
         desk: &mut Desk<'_, impl FnMut(&Ended, DropReason)>,
@@ -358,11 +359,16 @@ impl Senders {
         let id = SenderId(token.queue);
         let socket = self.socket(id);
         socket.in_flight -= 1;
-        if socket.gate != Gate::Full {
+        let is_last = socket.in_flight == 0;
+        if socket.gate != Gate::Full && !(refused.is_some() && is_last) {
             socket.gate = Gate::Full;
             desk.driver.arm_send_ready(id);
         }
         self.enqueue(desk, token, refused);
+        if refused.is_some() && is_last {
+            // There is room, as far as is known.
+            self.release(desk, id);
+        }
     }
 
     /// A send is over, and its datagrams have left if `sent`. If others of its socket wait although

@@ -485,6 +485,29 @@ fn nothing_is_dropped_for_the_sake_of_the_first_cut() {
     assert!(rig.senders.sockets[0].is_idle() && rig.lost.is_empty());
 }
 
+/// The same, and then the kernel cuts none of them: what was under way goes again, however much may
+/// wait, and what comes next waits for nothing.
+#[test]
+fn nothing_is_dropped_for_a_kernel_that_does_not_cut() {
+    private_loopback();
+    let mut rig = Rig::new(2, 2);
+    let jobs: Vec<_> = (0..6).map(|n| (outer(60_000), numbered(10 * n, 3))).collect();
+    rig.send(0, &jobs, at(0));
+    for token in rig.started() {
+        assert_eq!(rig.complete(token, Err(Errno::EIO)), Outcome::Unsent);
+    }
+    rig.send(0, &[(outer(60_000), numbered(60, 1))], at(0));
+    let parts = rig.started();
+    assert_eq!((parts.len(), rig.lost.len(), rig.waiting().len()), (19, 0, 0));
+    let ages: Vec<_> = parts.iter().map(|&t| rig.driver.sending(t).unwrap().age).collect();
+    assert!(ages.is_sorted(), "{ages:?}");
+    for token in parts {
+        assert!(matches!(rig.complete(token, Ok(20)), Outcome::Sent(_)));
+    }
+    rig.ready(SenderId(0));
+    assert!(rig.senders.sockets[0].is_idle() && rig.lost.is_empty());
+}
+
 /// Before Linux 6.14, `EINVAL` may also say that the datagrams are too long for the link.
 #[test]
 fn what_is_too_long_does_not_end_the_cutting() {
@@ -493,7 +516,6 @@ fn what_is_too_long_does_not_end_the_cutting() {
     rig.send(0, &[(outer(60_000), numbered(0, 3)), (outer(60_000), numbered(3, 1))], at(0));
     let whole = rig.started();
     rig.complete(whole[0], Err(Errno::EINVAL));
-    rig.ready(SenderId(0));
     let parts = rig.started();
     assert_eq!(parts.len(), 4, "three parts, and what waited");
     for &part in &parts[..2] {
@@ -516,10 +538,9 @@ fn packets_that_find_no_slot_to_be_sent_from_are_counted() {
     for _ in 1..MANY - 50 {
         rig.send_one(0);
     }
+    rig.started();
     rig.complete(whole[0], Err(Errno::EIO));
     assert_eq!(rig.senders.take_uncut(), Some(Errno::EIO), "that has one reason only");
-    rig.started();
-    rig.ready(SenderId(0));
     assert_eq!(rig.started().len(), 50);
     assert_eq!(rig.lost, [(1, DropReason::NoBuffer); 10]);
 }
