@@ -103,7 +103,7 @@ pub(crate) struct KernelDrops {
     pub(crate) sockets: u64,
     /// Packets on the wire, either way.
     pub(crate) wire: u64,
-    /// Packets that came out of `gwi` when the hook that took them had gone, and that the target's
+    /// Frames that came out of `gwi` when the hook that took them had gone, and that the target's
     /// own IP dropped: what a worker that stood still had begun to deliver before that.
     pub(crate) host: u64,
 }
@@ -124,9 +124,9 @@ impl KernelDrops {
         Self { sockets, wire, host }
     }
 
-    /// All of them.
+    /// Those that are counted one by one.
     pub(crate) fn sum(&self) -> u64 {
-        self.sockets + self.wire + self.host
+        self.sockets + self.wire
     }
 }
 
