@@ -37,8 +37,7 @@ portable=(cases:: exhaustive:: fuzz:: properties:: sim_tests::a_right_answer sim
 # Of those, one of each thing that a target does: every size, both families, random traffic through
 # coalescing and segmentation, order under load, bursts, UDP, many connections, fragments, hooks,
 # restarts, steering, log, health page, metrics, status. Left out is what says the same twice, what
-# moves 200 MB, which takes minutes, and what wants tools of hundreds of MB (tshark, systemd). Of
-# random traffic, what may lose packets on this kernel: see the test without UDP segmentation.
+# moves 200 MB, which takes minutes, and what wants tools of hundreds of MB (tshark, systemd).
 e2e=(
     e2e::bytes::a_burst_of_4000_loses_nothing_with_two_workers
     e2e::bytes::every_size_returns_byte_for_byte
@@ -65,8 +64,7 @@ e2e=(
     e2e::service::ready_is_told_when_ports_are_bound_and_not_before
     e2e::steering::every_packet_comes_back_to_the_worker_that_received_it
     e2e::super_packets::
-    e2e::transparency::random_traffic_returns_unchanged_without_offloads
-    e2e::transparency::random_traffic_returns_unchanged_without_udp_gso
+    e2e::transparency::random_traffic_returns_unchanged
     --skip e2e::super_packets::tshark
 )
 

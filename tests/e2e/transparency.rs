@@ -80,8 +80,7 @@ fn random_traffic_returns_unchanged_without_offloads() {
     }
 }
 
-/// Linux before 6.11 cuts no sends on a link without checksums, and of those that wait for the
-/// first refusal some may be lost: this is what stays the same there.
+/// Linux before 6.11 cuts no sends on a link without checksums: this is what is asked for there.
 #[test]
 fn random_traffic_returns_unchanged_without_udp_gso() {
     for &link in LINKS {
