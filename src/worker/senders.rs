@@ -182,7 +182,8 @@ impl Senders {
             spare: None,
             hand: 0,
             chosen: VecDeque::with_capacity(jobs_max),
-            waiting: VecDeque::with_capacity(waiting_max.max(super::OPERATIONS_MAX as usize)),
+            // What waits is prepared.
+            waiting: VecDeque::with_capacity(super::OPERATIONS_MAX as usize),
             waiting_buffers: 0,
             waiting_max,
             receiver: unused,
